@@ -1,0 +1,148 @@
+"""What will be written, as plain data, before the first byte: so that a dry run and the tests see the truth.
+
+A format answers with a Layout: which files of which size, which fixed bytes in them, and a slot for the values of each
+tensor. `plan_write` turns layout and tensors into jobs. Neighbouring slots whose sources are neighbours too become one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from wtool.bytesource import ByteSource
+from wtool.tensor import BLOCK, STRIPE, LazyTensor
+
+COPY_PIECE = 64 << 20  # bytes of the largest single copy job, so that threads share one large tensor
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file of the output: its name beside (or, for a folder, inside) the target, and its final size."""
+
+    name: str
+    size: int
+
+
+class Patch(NamedTuple):
+    """Fixed bytes at a place of file number `file`."""
+
+    file: int
+    offset: int
+    data: bytes
+
+
+class Slot(NamedTuple):
+    """The place of one tensor's values: C order, little-endian, packed."""
+
+    key: str
+    file: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything a format knows before the values are there.
+
+    `files` stand in the order in which they may appear: an index last. `folder` says that the target is a folder of them.
+    `checksum` names a sum over each slot's bytes that the sink wants before it can finish: "crc32" or "crc32c".
+    """
+
+    files: tuple[OutputFile, ...]
+    patches: tuple[Patch, ...]
+    slots: tuple[Slot, ...]
+    folder: bool = False
+    checksum: str | None = None
+
+
+class CopyJob(NamedTuple):
+    """Move `nbytes` from `offset` of `source` to `at` in a file, without looking at them."""
+
+    source: ByteSource
+    offset: int
+    nbytes: int
+    file: int
+    at: int
+    keys: tuple[str, ...]  # one key when its checksum is wanted
+
+
+class TensorJob(NamedTuple):
+    """Gather or compute a tensor block by block and write it at `at` in a file."""
+
+    tensor: LazyTensor
+    file: int
+    at: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.tensor.key,)
+
+
+Job = CopyJob | TensorJob
+
+
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """A layout and the jobs that fill it. `memory` is an upper bound on the bytes of blocks held at once by one thread."""
+
+    layout: Layout
+    jobs: tuple[Job, ...]
+    memory: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.size for file in self.layout.files)
+
+    @property
+    def copied(self) -> int:
+        """Bytes that are moved without being looked at."""
+        return sum(job.nbytes for job in self.jobs if isinstance(job, CopyJob))
+
+
+def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
+    """Jobs for every slot, in the order of the files."""
+    jobs: list[Job] = []
+    memory = 0
+    run: CopyJob | None = None
+    for slot in sorted(layout.slots, key=lambda slot: (slot.file, slot.offset)):
+        tensor = tensors[slot.key]
+        assert tensor.nbytes == slot.nbytes, slot
+        if not slot.nbytes:
+            continue
+        span = tensor.span
+        if span is None:
+            memory = max(
+                memory, 4 * BLOCK if len(tensor.boxes) == 1 and not _gathered(tensor) else STRIPE + 4 * BLOCK
+            )
+            jobs.append(TensorJob(tensor, slot.file, slot.offset))
+            continue
+        memory = max(memory, BLOCK)
+        if (
+            run is not None
+            and layout.checksum is None
+            and run.file == slot.file
+            and run.at + run.nbytes == slot.offset
+            and run.offset + run.nbytes == span.offset
+            and run.source == span.source
+            and run.nbytes + span.nbytes <= COPY_PIECE
+        ):
+            run = run._replace(nbytes=run.nbytes + span.nbytes, keys=(*run.keys, slot.key))
+            jobs[-1] = run
+            continue
+        for done in range(0, span.nbytes, COPY_PIECE if layout.checksum is None else span.nbytes):
+            count = min(COPY_PIECE, span.nbytes - done) if layout.checksum is None else span.nbytes
+            run = CopyJob(span.source, span.offset + done, count, slot.file, slot.offset + done, (slot.key,))
+            jobs.append(run)
+    return WritePlan(layout, tuple(jobs), memory)
+
+
+def _gathered(tensor: LazyTensor) -> bool:
+    """Whether values must be collected from several places (or a stride) rather than read straight on."""
+    from dataclasses import replace
+
+    return replace(tensor, kernels=()).span is None

@@ -1,0 +1,73 @@
+"""Reports as values. A report is the JSON that scripts get, and the same as blocks that people get.
+
+An analysis builds a report; a renderer (text, json, markdown, html) shows it; neither knows of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Labelled values, a line each."""
+
+    rows: tuple[tuple[str, str], ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a Table. `number` aligns right; `keep` is never shortened to fit a terminal."""
+
+    title: str
+    number: bool = False
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cells, and how deep the first one is indented (for a tree). `heading` rows stand out."""
+
+    cells: tuple[str, ...]
+    depth: int = 0
+    heading: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Labelled quantities drawn as bars; `shown` is how each quantity is written."""
+
+    rows: tuple[tuple[str, float, str], ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence. `level`: "info", "good", "warning" or "danger"."""
+
+    text: str
+    level: str = "info"
+
+
+Block = Facts | Table | Bars | Note
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`schema` ("wtool.inspect/1") and `data` are the JSON object; `blocks` are what people see; `exit_code` is 0 or 1."""
+
+    schema: str
+    title: str
+    data: Mapping[str, Any]
+    blocks: tuple[Block, ...] = ()
+    exit_code: int = 0
