@@ -83,9 +83,7 @@ class LocalFile:
                     raise self._short(offset, nbytes)
                 data += more
         except OSError as error:
-            raise UnreadableError(
-                f"cannot be read at byte {offset}: {error.strerror}", path=self.name
-            ) from None
+            raise UnreadableError(f"cannot be read at byte {offset}: {error.strerror}", path=self.name) from None
         return data
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
@@ -100,14 +98,10 @@ class LocalFile:
                     raise self._short(offset, nbytes)
                 done += got
         except OSError as error:
-            raise UnreadableError(
-                f"cannot be read at byte {offset}: {error.strerror}", path=self.name
-            ) from None
+            raise UnreadableError(f"cannot be read at byte {offset}: {error.strerror}", path=self.name) from None
 
     def _short(self, offset: int, nbytes: int) -> TruncatedError:
-        return TruncatedError(
-            f"ends at byte {self.size}, but bytes {offset} to {offset + nbytes} are needed", path=self.name
-        )
+        return TruncatedError(f"ends at byte {self.size}, but bytes {offset} to {offset + nbytes} are needed", path=self.name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalFile) and other._identity == self._identity

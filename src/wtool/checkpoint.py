@@ -149,9 +149,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             found = [section for section in self.sections if section.name == name]
             if not found:
                 names = ", ".join(section.name for section in self.sections)
-                raise UsageError(
-                    f"there is no section '{name}'", path=self.source.path, hint=f"it has: {names}"
-                )
+                raise UsageError(f"there is no section '{name}'", path=self.source.path, hint=f"it has: {names}")
             section = found[0]
         if not section.prefix and len(section.keys) == len(self.tensors):
             return self
@@ -166,18 +164,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
             sections=(Section(section.name, section.kind, tuple(tensors)),),
         )
 
-    def with_tensors(
-        self, tensors: Iterable[LazyTensor], *, operation: Operation | None = None
-    ) -> Checkpoint:
+    def with_tensors(self, tensors: Iterable[LazyTensor], *, operation: Operation | None = None) -> Checkpoint:
         """The same checkpoint around other tensors. Sections keep the keys that are still there; new keys join the first.
 
         `structure` is kept only while every key is one of the old.
         """
         table = {tensor.key: tensor for tensor in tensors}
-        sections = [
-            replace(section, keys=tuple(key for key in section.keys if key in table))
-            for section in self.sections
-        ]
+        sections = [replace(section, keys=tuple(key for key in section.keys if key in table)) for section in self.sections]
         placed = {key for section in sections for key in section.keys}
         fresh = tuple(key for key in table if key not in placed)
         if fresh:

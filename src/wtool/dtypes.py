@@ -135,4 +135,5 @@ def _numpy(row: DType) -> np.dtype[Any]:
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, row.numpy_name))
-    return np.dtype(row.numpy_name).newbyteorder("<")
+    plain: np.dtype[Any] = np.dtype(row.numpy_name)
+    return plain.newbyteorder("<")

@@ -16,9 +16,7 @@ class WtoolError(Exception):
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 2
 
-    def __init__(
-        self, message: str, *, path: str | PathLike[str] | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, path: str | PathLike[str] | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.path = None if path is None else fspath(path)

@@ -116,9 +116,7 @@ def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
             continue
         span = tensor.span
         if span is None:
-            memory = max(
-                memory, 4 * BLOCK if len(tensor.boxes) == 1 and not _gathered(tensor) else STRIPE + 4 * BLOCK
-            )
+            memory = max(memory, 4 * BLOCK if len(tensor.boxes) == 1 and not _gathered(tensor) else STRIPE + 4 * BLOCK)
             jobs.append(TensorJob(tensor, slot.file, slot.offset))
             continue
         memory = max(memory, BLOCK)

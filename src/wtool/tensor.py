@@ -17,7 +17,6 @@ from wtool.bytesource import ByteSource
 from wtool.dtypes import DType
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -111,9 +110,7 @@ class LazyTensor:
         return LazyTensor(TensorSpec(key, dtype, shape), (box,), dtype)
 
     @staticmethod
-    def strided(
-        key: str, dtype: DType, shape: Shape, source: ByteSource, offset: int, strides: Shape
-    ) -> LazyTensor:
+    def strided(key: str, dtype: DType, shape: Shape, source: ByteSource, offset: int, strides: Shape) -> LazyTensor:
         """A view of a storage: `offset` in bytes of its first element, `strides` in elements, none negative."""
         box = Box((0,) * len(shape), shape, source, offset, strides)
         return LazyTensor(TensorSpec(key, dtype, shape), (box,), dtype)
@@ -163,9 +160,7 @@ class LazyTensor:
         dtype = kernel.dtype(self.spec.dtype)
         return replace(self, spec=replace(self.spec, dtype=dtype), kernels=(*self.kernels, kernel))
 
-    def blocks(
-        self, nbytes: int = BLOCK, tally: Tally | None = None, stripe: int = STRIPE
-    ) -> Iterator[Array]:
+    def blocks(self, nbytes: int = BLOCK, tally: Tally | None = None, stripe: int = STRIPE) -> Iterator[Array]:
         """The values as consecutive flat arrays in C order, each at most `nbytes` long before the kernels.
 
         A block is valid until the next one is asked for. Packed dtypes come as raw `uint8`. Raises TruncatedError or
@@ -210,7 +205,7 @@ class LazyTensor:
         box = self.boxes[0] if len(self.boxes) == 1 else None
         if box is not None and _c_ordered(box.shape, box.strides):
             buffer = np.empty(min(step, total), unit)
-            view = memoryview(buffer.view(np.uint8))
+            view = buffer.view(np.uint8).data
             for first in range(0, total, step):
                 count = min(step, total - first)
                 box.source.readinto(box.offset + first * unit.itemsize, view[: count * unit.itemsize])
@@ -232,9 +227,7 @@ class LazyTensor:
         scratch = np.empty(_SCRATCH // unit.itemsize, unit)
         for box in self.boxes:
             low = tuple(map(max, start, box.start))
-            high = tuple(
-                min(a + n, b + m) for a, n, b, m in zip(start, shape, box.start, box.shape, strict=True)
-            )
+            high = tuple(min(a + n, b + m) for a, n, b, m in zip(start, shape, box.start, box.shape, strict=True))
             if any(a >= b for a, b in zip(low, high, strict=True)):
                 continue
             where = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
@@ -306,11 +299,9 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
 
     item = out.itemsize
     # Axes by falling stride: the first is the one to cut, since what is behind it lies together.
-    axes = sorted(
-        ((t, n, a) for a, (n, t) in enumerate(zip(out.shape, strides, strict=True)) if n > 1), reverse=True
-    )
+    axes = sorted(((t, n, a) for a, (n, t) in enumerate(zip(out.shape, strides, strict=True)) if n > 1), reverse=True)
     extent, gap = _extent(axes), _GAP // item
-    raw = memoryview(scratch.view(np.uint8)) if scratch.dtype.kind != "V" else memoryview(scratch).cast("B")
+    raw = scratch.view(np.uint8).data
     if extent <= scratch.size and _dense(axes, gap):
         source.readinto(offset, raw[: extent * item])
         out[...] = as_strided(scratch, out.shape, tuple(stride * item for stride in strides))
