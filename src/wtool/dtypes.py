@@ -134,6 +134,7 @@ def _numpy(row: DType) -> np.dtype[Any]:
     if row.numpy_name == "bfloat16" or row.numpy_name.startswith("float8"):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, row.numpy_name))
+        narrow: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy_name))
+        return narrow
     plain: np.dtype[Any] = np.dtype(row.numpy_name)
     return plain.newbyteorder("<")
