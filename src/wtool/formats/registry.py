@@ -114,7 +114,9 @@ def _by_suffix(path: str | os.PathLike[str]) -> FormatAdapter:
     )
 
 
-def _better(best: tuple[FormatAdapter, Match] | None, adapter: FormatAdapter, probe: Probe) -> tuple[FormatAdapter, Match] | None:
+def _better(
+    best: tuple[FormatAdapter, Match] | None, adapter: FormatAdapter, probe: Probe
+) -> tuple[FormatAdapter, Match] | None:
     match = adapter.sniff(probe)
     if match is None or (best is not None and match.score <= best[1].score):
         return best
