@@ -92,6 +92,36 @@ class LimitError(UnsafeError):
     code = "limit"
 
 
+class MissingShardError(CorruptError):
+    """The index, or the numbering, names a shard that is not there."""
+
+    code = "missing-shard"
+
+
+class ForeignShardError(CorruptError):
+    """A shard of another checkpoint: it holds nothing of what the index says it holds, or is of another format."""
+
+    code = "foreign-shard"
+
+
+class MissingTensorError(CorruptError):
+    """The index names a tensor that no shard has."""
+
+    code = "missing-tensor"
+
+
+class MisplacedTensorError(CorruptError):
+    """A tensor is in another shard than the index says."""
+
+    code = "misplaced-tensor"
+
+
+class DuplicateTensorError(UnsafeError):
+    """Two shards hold a tensor of the same key."""
+
+    code = "duplicate-tensor"
+
+
 class NoTensorsError(WtoolError):
     """There is nothing to convert: an empty result is never written."""
 

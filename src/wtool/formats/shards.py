@@ -9,13 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from wtool.errors import UnsafeError
+from wtool.bytesource import LocalFile
+from wtool.errors import CorruptError, LimitError, UnsafeError, WtoolError
+from wtool.formats.safetensors_header import decode, show
 from wtool.tensor import TensorSpec
 
 INDEX = ".index.json"
+MAX_INDEX = 100_000_000  # bytes, as for a safetensors header
 SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})(\.[A-Za-z0-9.]+)")
+
+
+class Index(NamedTuple):
+    """An index as it was read: key -> file, and its metadata."""
+
+    places: dict[str, str]
+    metadata: dict[str, Any]
 
 
 class Pattern(NamedTuple):
@@ -73,8 +83,30 @@ def index_file(shards: Mapping[str, list[TensorSpec]], metadata: Mapping[str, st
     return pattern.name() + INDEX, json.dumps(table, indent=2).encode()
 
 
-def plain_name(name: str) -> str:
-    """The name of a shard that an index gives, if it stays in the index's folder. Else UnsafeError."""
+def read_index(path: str) -> Index:
+    """The index at `path`. UnsafeError when it names a file outside its folder, CorruptError when it is no index."""
+    source = LocalFile(path)
+    try:
+        if source.size > MAX_INDEX:
+            raise LimitError(f"an index of {source.size} bytes; {MAX_INDEX} are allowed")
+        try:
+            table = decode(source.pread(0, source.size).decode())
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"the index is no UTF-8 at byte {error.start}") from None
+        places = table.get("weight_map") if isinstance(table, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise CorruptError("the index has no weight_map from keys to file names")
+        if not places:
+            raise CorruptError("the index names no tensor")
+        for name in dict.fromkeys(places.values()):
+            _plain(name)
+    except WtoolError as error:
+        raise error.at(path) from None
+    metadata = table.get("metadata")
+    return Index(places, metadata if isinstance(metadata, dict) else {})
+
+
+def _plain(name: str) -> None:
+    """UnsafeError if a shard's name leads out of the index's folder."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\:\0"):
-        raise UnsafeError(f"names the shard {name[:120]!r}: a shard must be a file beside its index")
-    return name
+        raise UnsafeError(f"the index names the shard {show(name)}: a shard must be a file beside its index")
