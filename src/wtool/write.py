@@ -1,0 +1,195 @@
+"""Run a plan: bytes that do not change in large pieces, everything else block by block, several jobs at once.
+
+Measured against `cp` and `sync` of the same bytes (1.4 GB): two threads that pread and pwrite 1 MiB take 0.9 times, and 0.5
+times when the kernel is told after each piece to begin bringing it to the disk, so that nothing is left to do at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from wtool.adapter import TensorSink
+from wtool.bytesource import ByteSource
+from wtool.plan import CopyJob, Job, WritePlan
+from wtool.stage import Stage, write_failure
+from wtool.tensor import BLOCK, STRIPE, Tally
+
+_WRITE_BEHIND = 16 << 20  # bytes after which the kernel is told to begin writing
+
+Progress = Callable[[int], None]
+_BATCH = 4 << 20  # bytes of jobs that are handed to a thread together
+_local = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What happened: bytes of the files, what the kernels counted for each key, and the checksum over each slot."""
+
+    nbytes: int
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    checksums: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The result of one job."""
+
+    job: Job
+    tally: Tally
+    checksum: int | None
+
+
+class _Stop(Exception):
+    """Another job failed: give up quietly."""
+
+
+class _Out:
+    """Sequential writes into one file from one place on, with its checksum, progress and write-behind."""
+
+    def __init__(self, fd: int, at: int, checksum: str | None, progress: Progress | None, stop: threading.Event) -> None:
+        self._fd, self._at, self._begun = fd, at, at
+        self._progress, self._stop = progress, stop
+        self._extend = _checksum(checksum)
+        self.sum = 0
+
+    def write(self, view: memoryview) -> None:
+        if self._stop.is_set():
+            raise _Stop
+        if self._extend is not None:
+            self.sum = self._extend(self.sum, view)
+        nbytes, done = len(view), 0
+        while done < nbytes:
+            done += os.pwrite(self._fd, view[done:], self._at + done)
+        self._at += nbytes
+        if self._at - self._begun >= _WRITE_BEHIND:
+            self.flush()
+        if self._progress is not None:
+            self._progress(nbytes)
+
+    def flush(self) -> None:
+        """Ask the kernel to begin writing what is there; POSIX_FADV_DONTNEED does that and does not wait."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, self._begun, self._at - self._begun, os.POSIX_FADV_DONTNEED)
+        self._begun = self._at
+
+
+def run(
+    plan: WritePlan,
+    sink: TensorSink,
+    stage: Stage,
+    *,
+    jobs: int = 2,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Written:
+    """Write every job of the plan into the staged files, then what the sink can only know at the end.
+
+    `memory` bounds the bytes of blocks that all threads hold together. Raises the reader's errors as they are, and WriteError
+    for those of the output. Nothing is published.
+    """
+    stop = threading.Event()
+    checksum = plan.layout.checksum
+    share = (memory or (jobs * (STRIPE + 8 * BLOCK))) // max(jobs, 1)
+    block = max(min(BLOCK, share // 4), 64 << 10)
+    stripe = max(min(STRIPE, share - 4 * block), block)
+
+    def work(batch: Sequence[Job]) -> list[Done]:
+        return [one(job) for job in batch]
+
+    def one(job: Job) -> Done:
+        out = _Out(stage.fds[job.file], job.at, checksum, progress, stop)
+        tally: Tally = {}
+        if isinstance(job, CopyJob):
+            _copy(job.source, job.offset, job.nbytes, block, out)
+        else:
+            for values in job.tensor.blocks(block, tally, stripe):
+                out.write(values.view("u1").data)
+        return Done(job, tally, out.sum if checksum else None)
+
+    def path_of(file: int) -> str:
+        return stage.paths[file]
+
+    try:
+        for patch in plan.layout.patches:
+            os.pwrite(stage.fds[patch.file], patch.data, patch.offset)
+        results = _run_all(work, _batches(plan.jobs), jobs, executor, stop)
+        sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
+        sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
+        for patch in sink.finish(sums):
+            os.pwrite(stage.fds[patch.file], patch.data, patch.offset)
+    except OSError as error:
+        raise write_failure(error, path_of(0)) from None
+    tallies = {done.job.keys[0]: done.tally for done in results if done.tally}
+    return Written(plan.nbytes, tallies, sums)
+
+
+def _batches(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Small jobs together, so that 100,000 tensors do not cost 100,000 hand-overs between threads."""
+    batch: list[Job] = []
+    nbytes = 0
+    for job in jobs:
+        batch.append(job)
+        nbytes += job.nbytes
+        if nbytes >= _BATCH:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _run_all(
+    work: Callable[[Sequence[Job]], list[Done]],
+    batches: Iterable[Sequence[Job]],
+    count: int,
+    executor: Executor | None,
+    stop: threading.Event,
+) -> list[Done]:
+    if count <= 1 and executor is None:
+        return [done for batch in batches for done in work(batch)]
+    pool = executor or ThreadPoolExecutor(count, thread_name_prefix="wtool")
+    futures: list[Future[list[Done]]] = []
+    try:
+        futures.extend(pool.submit(work, batch) for batch in batches)
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and (error := future.exception()) is not None:
+                raise error
+        return [done for future in futures for done in future.result()]
+    finally:
+        stop.set()  # no-one works on after an error or Ctrl-C; after success there is no-one
+        for future in futures:
+            future.cancel()
+        if executor is None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _copy(source: ByteSource, offset: int, nbytes: int, block: int, out: _Out) -> None:
+    buffer: memoryview | None = getattr(_local, "buffer", None)
+    if buffer is None or len(buffer) != block:
+        buffer = _local.buffer = memoryview(bytearray(block))
+    done = 0
+    while done < nbytes:
+        piece = buffer[: min(block, nbytes - done)]
+        source.readinto(offset + done, piece)
+        out.write(piece)
+        done += len(piece)
+    if nbytes >= _BATCH:
+        out.flush()
+
+
+def _checksum(name: str | None) -> Callable[[int, memoryview], int] | None:
+    if name is None:
+        return None
+    if name == "crc32":
+        from zlib import crc32
+
+        return lambda value, view: crc32(view, value)
+    assert name == "crc32c", name
+    from google_crc32c import extend
+
+    return lambda value, view: extend(value, bytes(view))
