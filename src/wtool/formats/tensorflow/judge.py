@@ -1,0 +1,41 @@
+"""What TensorFlow itself reads from a checkpoint, for `--verify framework`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os.path import isdir
+
+from wtool.adapter import Judged
+from wtool.dtypes import BY_TF
+from wtool.errors import MissingExtraError, VerifyError
+from wtool.formats.tensorflow.graph import KEY, parse_graph
+from wtool.formats.tensorflow.place import INDEX
+
+
+def judge(path: str) -> Iterator[Judged]:
+    """Every numeric tensor, in the order of the keys; object keys that repeat a plain one are left out.
+
+    MissingExtraError without TensorFlow; VerifyError if it cannot read the checkpoint.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError:
+        text = "TensorFlow is not installed, so it cannot be asked"
+        raise MissingExtraError(text, path=path, hint="pip install 'wtool[tensorflow]'") from None
+    prefix = tf.train.latest_checkpoint(path) if isdir(path) else path.removesuffix(INDEX)
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        dtypes = reader.get_variable_to_dtype_map()
+        repeated = _repeated(reader.get_tensor(KEY), dtypes) if KEY in dtypes else set()
+        for key in sorted(dtypes):
+            dtype = BY_TF.get(dtypes[key].as_datatype_enum)
+            if dtype is not None and key not in repeated:
+                yield Judged(key, dtype.name, reader.get_tensor(key))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise VerifyError(f"TensorFlow does not read it: {str(error).splitlines()[0]}", path=path) from None
+
+
+def _repeated(graph: bytes, keys: object) -> set[str]:
+    assert isinstance(keys, dict)
+    attributes = (attribute for node in parse_graph(graph) for attribute in node.attributes)
+    return {one.key for one in attributes if one.full_name in keys and one.full_name != one.key}
