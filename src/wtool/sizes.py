@@ -40,3 +40,15 @@ def format_size(nbytes: int) -> str:
     return (
         f"{value:.2f} {unit}" if abs(value) < 9.995 else f"{value:.1f} {unit}" if abs(value) < 99.95 else f"{value:.0f} {unit}"
     )
+
+
+def format_count(count: int) -> str:
+    """`812`, `25.6 M`, `6.74 B`: three figures, as numbers of parameters are told."""
+    if count < 1000:
+        return str(count)
+    value = float(count)
+    for unit in ("K", "M", "B", "T"):
+        value /= 1000
+        if value < 999.5:
+            break
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"

@@ -1,0 +1,301 @@
+"""What is in a checkpoint, from its headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+from wtool.analysis.looks import looks_like
+from wtool.analysis.plain import Plain, lines, short
+from wtool.analysis.tree import Branch, tree
+from wtool.checkpoint import Checkpoint
+from wtool.errors import NoTensorsError
+from wtool.keys import natural, short_key
+from wtool.report import Block, Column, Facts, Note, Report, Row, Table
+from wtool.sizes import format_count, format_size
+from wtool.tensor import LazyTensor
+
+SCHEMA = "wtool.inspect/1"
+
+_FAMILIES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+_LINES = 24  # lines of metadata, extras, ties and names that people see unless they ask for all
+_WIDTHS = (("f32", 32), ("f16", 16), ("int8", 8), ("int4", 4))
+
+Values = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What to show: the choices of the command line.
+
+    `keep` chooses keys, None all. `sort` None is the order of the file. `depth` is the number of levels of the tree.
+    """
+
+    section: str | None = None
+    keep: Callable[[str], bool] | None = None
+    flat: bool = False
+    sort: Literal["size", "key"] | None = None
+    depth: int | None = None
+    verbose: bool = False
+
+
+def select(checkpoint: Checkpoint, view: View) -> Checkpoint:
+    """The tensors that the view asks for. UsageError for an unknown section, NoTensorsError if the globs leave nothing."""
+    chosen = checkpoint.section(view.section)
+    if view.keep is None:
+        return chosen
+    kept = {key: tensor for key, tensor in chosen.tensors.items() if view.keep(key)}
+    if not kept and chosen.tensors:
+        raise NoTensorsError(
+            f"none of the {len(chosen)} keys is chosen by --include and --exclude",
+            path=checkpoint.source.path,
+            hint=f"a key is written as '{next(iter(chosen))}'; '*' stays inside a part, '**' crosses",
+        )
+    return replace(chosen, tensors=kept)
+
+
+def inspect(
+    checkpoint: Checkpoint, view: View | None = None, *, values: Values | None = None, digest: str | None = None
+) -> Report:
+    """The report of everything in `checkpoint` (all sections, as opened), with the tensors that `view` selects.
+
+    `values` adds fields to single tensors, by key (a digest, statistics); `digest` is that of all selected tensors.
+    Exit code 1 if the checkpoint names something dangerous.
+    """
+    view = view or View()
+    chosen = select(checkpoint, view)
+    tensors = list(chosen.tensors.values())
+    plain = Plain()
+    extras = plain(dict(checkpoint.extras))
+    data = _data(checkpoint, chosen, values or {}, digest, extras)
+    if plain.cut:
+        data["warnings"].append({"code": "extras-cut", "message": "the extras are too large to be shown whole"})
+    blocks: list[Block] = [_facts(checkpoint, chosen, data)]
+    if len(checkpoint.sections) > 1:
+        blocks.append(_sections(data))
+    if tensors:
+        blocks.append(_flat(tensors, view, values or {}) if view.flat or values else _tree(tensors, view))
+    blocks += _others(data, view)
+    dangerous = any(found.verdict == "dangerous" for found in checkpoint.globals)
+    return Report(SCHEMA, _title(checkpoint, data), data, tuple(blocks), exit_code=int(dangerous))
+
+
+def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: str | None, extras: Any) -> dict[str, Any]:
+    homes = {key: section.name for section in chosen.sections for key in section.keys}
+    order = sorted(chosen.tensors, key=natural)
+    tied = _tied(chosen, order)
+    first = {key: group[0] for group in tied for key in group[1:]}
+    tensors: list[dict[str, Any]] = []
+    dtypes: dict[str, dict[str, int]] = {}
+    unique = 0
+    floats = other = 0
+    for key in order:
+        tensor = chosen.tensors[key]
+        dtype = tensor.spec.dtype
+        elements = prod(tensor.spec.shape)
+        nbytes = dtype.nbytes(elements)
+        row = {
+            "key": key,
+            "section": homes.get(key),
+            "dtype": dtype.name,
+            "shape": list(tensor.spec.shape),
+            "elements": elements,
+            "bytes": nbytes,
+            "tied_to": first.get(key),
+        }
+        row.update(values.get(key, {}))
+        tensors.append(row)
+        sums = dtypes.setdefault(dtype.name, {"tensors": 0, "bytes": 0})
+        sums["tensors"] += 1
+        sums["bytes"] += nbytes
+        if key not in first:
+            unique += nbytes
+            if dtype.kind == "float":
+                floats += elements
+            else:
+                other += nbytes
+    source = checkpoint.source
+    sizes = {"disk": sum(size for _, size in source.files), "unique": unique}
+    sizes.update({name: (floats * bits + 7) // 8 + other for name, bits in _WIDTHS})
+    data: dict[str, Any] = {
+        "path": source.path,
+        "format": source.format,
+        "variant": source.variant,
+        "framework": source.framework,
+        "looks_like": looks_like(map(short_key, order)),
+        "files": [{"path": path, "bytes": size} for path, size in source.files],
+        "sections": _section_rows(checkpoint),
+        "tensors": tensors,
+        "totals": {
+            "tensors": len(tensors),
+            "elements": sum(row["elements"] for row in tensors),
+            "bytes": sum(row["bytes"] for row in tensors),
+            "parameters": floats,
+        },
+        "dtypes": dict(sorted(dtypes.items(), key=lambda item: (-item[1]["bytes"], item[0]))),
+        "sizes": sizes,
+        "tied": tied,
+        "metadata": dict(checkpoint.metadata),
+        "extras": extras,
+        "globals": [{"name": found.name, "verdict": found.verdict} for found in checkpoint.globals],
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in checkpoint.warnings],
+    }
+    if digest is not None:
+        data["digest"] = digest
+    return data
+
+
+def _tied(chosen: Checkpoint, order: list[str]) -> list[list[str]]:
+    place = {key: index for index, key in enumerate(order)}
+    groups = [sorted(group, key=place.__getitem__) for group in chosen.tied()]
+    return sorted(groups, key=lambda group: place[group[0]])
+
+
+def _section_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    rows = []
+    for section in checkpoint.sections:
+        members = [checkpoint.tensors[key] for key in section.keys]
+        rows.append(
+            {
+                "name": section.name,
+                "kind": section.kind,
+                "tensors": len(members),
+                "elements": sum(tensor.elements for tensor in members),
+                "bytes": sum(tensor.nbytes for tensor in members),
+            }
+        )
+    return rows
+
+
+def _title(checkpoint: Checkpoint, data: Mapping[str, Any]) -> str:
+    source = checkpoint.source
+    name = _FAMILIES.get(source.format, source.format)
+    known = f"{name} ({source.variant})" if source.variant and source.variant != source.format else name
+    words = [known]
+    if source.framework and source.framework.lower() not in (name.lower(), source.format):
+        words.append(f"from {source.framework}")
+    if data["looks_like"]:
+        words.append(f"looks like {data['looks_like']}")
+    parameters = data["totals"]["parameters"]
+    if parameters:
+        words.append(f"{format_count(parameters)} parameters")
+    return f"{source.path}: {', '.join(words)}"
+
+
+def _facts(checkpoint: Checkpoint, chosen: Checkpoint, data: Mapping[str, Any]) -> Facts:
+    totals, sizes, files = data["totals"], data["sizes"], checkpoint.source.files
+    rows = [
+        ("on disk", format_size(sizes["disk"]) + (f" in {len(files):,} files" if len(files) > 1 else "")),
+        ("tensors", f"{totals['tensors']:,}, {totals['elements']:,} elements, {format_size(totals['bytes'])}"),
+    ]
+    if len(checkpoint.sections) > 1:
+        name = chosen.sections[0].name if len(chosen.sections) == 1 else "all sections"
+        rows[-1] = (rows[-1][0], f"{rows[-1][1]} ({name})")
+    if data["dtypes"]:
+        kinds = [f"{name} {sums['tensors']:,} ({format_size(sums['bytes'])})" for name, sums in data["dtypes"].items()]
+        rows.append(("dtypes", ", ".join(kinds)))
+        rows.append(("would be", ", ".join(f"{name} {format_size(sizes[name])}" for name, _ in _WIDTHS)))
+    if data["tied"]:
+        saved = totals["bytes"] - sizes["unique"]
+        rows.append(("tied", f"{_counted(len(data['tied']), 'group')}, {format_size(saved)} less than it seems"))
+    if "digest" in data:
+        rows.append(("digest", data["digest"]))
+    return Facts(tuple(rows))
+
+
+def _sections(data: Mapping[str, Any]) -> Table:
+    columns = (Column("section", keep=True), Column("kind"), Column("tensors", number=True), Column("size", number=True))
+    rows = tuple(
+        Row((section["name"], section["kind"], f"{section['tensors']:,}", format_size(section["bytes"])))
+        for section in data["sections"]
+    )
+    return Table(columns, rows)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+_TREE = (Column("tensor"), Column("dtype", keep=True), Column("shape", keep=True), Column("size", number=True, keep=True))
+
+
+def _tree(tensors: list[LazyTensor], view: View) -> Table:
+    rows: list[Row] = []
+
+    def show(branches: list[Branch], depth: int) -> None:
+        if view.sort == "size":
+            branches = sorted(branches, key=lambda branch: -branch.nbytes)
+        elif view.sort == "key":
+            branches = sorted(branches, key=lambda branch: natural(branch.name))
+        for branch in branches:
+            name = branch.name if depth or branch.label[:1] in "./" else branch.label
+            inner = bool(branch.children) and (view.depth is None or depth + 1 < view.depth)
+            if branch.spec is None:
+                cells = (name, "", _counted(branch.tensors, "tensor"), format_size(branch.nbytes))
+            else:
+                one = branch.spec.nbytes
+                size = format_size(one) if branch.repeats == 1 else f"{branch.repeats:,} × {format_size(one)}"
+                cells = (name, branch.spec.dtype.name, _shape(branch.spec.shape), size)
+            rows.append(Row(cells, depth, heading=branch.spec is None))
+            if inner:
+                show(branch.children, depth + 1)
+
+    show(tree(tensor.spec for tensor in tensors), 0)
+    return Table(_TREE, tuple(rows))
+
+
+def _flat(tensors: list[LazyTensor], view: View, values: Values) -> Table:
+    if view.sort == "size":
+        tensors = sorted(tensors, key=lambda tensor: (-tensor.nbytes, natural(tensor.key)))
+    elif view.sort == "key":
+        tensors = sorted(tensors, key=lambda tensor: natural(tensor.key))
+    fields = list(next(iter(values.values()), {}))
+    columns = (*_TREE, *(Column(field, number=field not in ("digest", "sparkline"), keep=True) for field in fields))
+    rows = []
+    for tensor in tensors:
+        spec = tensor.spec
+        found = values.get(spec.key, {})
+        more = (_value(found.get(field)) for field in fields)
+        rows.append(Row((short_key(spec.key), spec.dtype.name, _shape(spec.shape), format_size(spec.nbytes), *more)))
+    return Table(columns, tuple(rows))
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _others(data: Mapping[str, Any], view: View) -> list[Block]:
+    """Ties, metadata, extras, names and warnings, each cut to a screen unless everything was asked for."""
+    blocks: list[Block] = []
+    tied = [(short_key(group[0]), " = ".join(map(short_key, group[1:]))) for group in data["tied"]]
+    metadata = [(key, short(value)) for key, value in sorted(data["metadata"].items())]
+    extras = list(lines(data["extras"]))
+    for title, rows in (("Tied", tied), ("Metadata", metadata), ("Extras", extras)):
+        if rows:
+            blocks += _facts_cut(title, rows, None if view.verbose else _LINES)
+    by_verdict: dict[str, list[str]] = {}
+    for found in data["globals"]:
+        by_verdict.setdefault(found["verdict"], []).append(found["name"])
+    dangerous = by_verdict.get("dangerous", [])
+    unknown = by_verdict.get("unknown", [])
+    if unknown:
+        names = [(name, "unknown") for name in unknown]
+        blocks += _facts_cut("Names that the pickle would import (none was)", names, None if view.verbose else _LINES)
+    blocks += [Note(warning["message"], "warning") for warning in data["warnings"]]
+    for name in dangerous:
+        blocks.append(Note(f"a pickle in this file would call {name} when loaded; wtool did not", "danger"))
+    return blocks
+
+
+def _facts_cut(title: str, rows: list[tuple[str, str]], most: int | None) -> list[Block]:
+    if most is None or len(rows) <= most:
+        return [Facts(tuple(rows), title)]
+    return [Facts((*rows[:most], ("...", f"{len(rows) - most:,} more, shown by --verbose")), title)]

@@ -1,0 +1,54 @@
+"""A report as GitHub's Markdown, for a pull request or a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from wtool.report import Bars, Block, Facts, Note, Report, Table, printable
+
+_SIGNS = {"good": "✅ ", "warning": "⚠️ **warning:** ", "danger": "⛔ **danger:** "}
+
+
+def to_markdown(reports: Sequence[Report]) -> str:
+    return "\n".join(_report(report) for report in reports)
+
+
+def _report(report: Report) -> str:
+    return "\n\n".join((f"## {_text(report.title)}", *map(_block, report.blocks))) + "\n"
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Note):
+        return _SIGNS.get(block.level, "") + _text(block.text)
+    title = f"### {_text(block.title)}\n\n" if block.title else ""
+    if isinstance(block, Facts):
+        rows = [f"| {_text(label)} | {_text(value)} |" for label, value in block.rows]
+        return title + "\n".join(("| | |", "|---|---|", *rows))
+    if isinstance(block, Bars):
+        rows = [f"| {_text(name)} | {_text(shown)} |" for name, _, shown in block.rows]
+        return title + "\n".join(("| | |", "|---|---:|", *rows))
+    return title + _table(block)
+
+
+def _table(table: Table) -> str:
+    lines = [
+        "| " + " | ".join(_text(column.title) for column in table.columns) + " |",
+        "|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|",
+    ]
+    for row in table.rows:
+        first, *rest = row.cells
+        mark = "**" if row.heading else ""
+        name = f"{'&emsp;' * row.depth}{mark}{_code(first)}{mark}"
+        lines.append("| " + " | ".join((name, *map(_text, rest))) + " |")
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    """Text that Markdown leaves as it is: no markup, no table cell, no link in it."""
+    plain = escape(printable(text), quote=False)
+    return "".join(f"&#{ord(char)};" if char in "|*_`[]\\~#@" else char for char in plain)
+
+
+def _code(text: str) -> str:
+    return f"<code>{_text(text)}</code>" if text else ""

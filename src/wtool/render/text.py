@@ -1,0 +1,182 @@
+"""A report for a terminal or a pipe: plain columns and trees, in color where there is color."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wtool.report import Bars, Block, Facts, Note, Report, Row, Table, printable
+
+_RESET = "\x1b[0m"
+_STYLES = {
+    "bold": "\x1b[1m",
+    "dim": "\x1b[2m",
+    "good": "\x1b[32m",
+    "warning": "\x1b[33m",
+    "danger": "\x1b[1;31m",
+    "cyan": "\x1b[36m",
+}
+_GAP = 2  # columns between columns
+_LEAST = 12  # a column is never made narrower than this
+_BAR = 30
+
+
+def to_text(reports: Sequence[Report], *, width: int | None, color: bool, unicode: bool) -> str:
+    """Reports one after another. With `width`, wide columns lose their middle; without it nothing is shortened."""
+    page = _Page(width, color, unicode)
+    return "\n".join(page.report(report) for report in reports)
+
+
+class _Page:
+    def __init__(self, width: int | None, color: bool, unicode: bool) -> None:
+        self.width = width
+        self.color = color
+        self.unicode = unicode
+        self.guides = ("│  ", "├─ ", "└─ ", "   ") if unicode else ("|  ", "|- ", "`- ", "   ")
+
+    def paint(self, text: str, style: str) -> str:
+        return f"{_STYLES[style]}{text}{_RESET}" if self.color and text else text
+
+    def report(self, report: Report) -> str:
+        parts = [self.paint(self.safe(report.title), "bold") + "\n"]
+        previous: Block | None = None
+        for block in report.blocks:
+            # Notes stand together, and the first facts right under the title.
+            first = previous is None and isinstance(block, Facts) and not block.title
+            if not first and not (isinstance(block, Note) and isinstance(previous, Note)):
+                parts.append("\n")
+            if isinstance(block, Facts):
+                parts.append(self.facts(block))
+            elif isinstance(block, Table):
+                parts.append(self.table(block))
+            elif isinstance(block, Bars):
+                parts.append(self.bars(block))
+            else:
+                parts.append(self.note(block))
+            previous = block
+        return "".join(parts)
+
+    def safe(self, text: str) -> str:
+        text = printable(text)
+        return text if self.unicode else text.replace("×", "x")
+
+    def title(self, title: str | None) -> str:
+        return f"{self.paint(self.safe(title), 'bold')}\n" if title else ""
+
+    def facts(self, facts: Facts) -> str:
+        rows = [(self.safe(label), self.safe(value)) for label, value in facts.rows]
+        widest = max((columns(label) for label, _ in rows), default=0)
+        if self.width is not None:
+            widest = min(widest, max(_LEAST, (self.width - 2 - _GAP) * 2 // 3))
+        lines = [self.title(facts.title)]
+        for label, value in rows:
+            label = self.fit(label, widest)
+            if self.width is not None:
+                value = self.fit(value, max(_LEAST, self.width - 2 - widest - _GAP))
+            lines.append(f"  {self.paint(pad(label, widest), 'dim')}{' ' * _GAP}{value}\n")
+        return "".join(lines)
+
+    def table(self, table: Table) -> str:
+        guides = self.tree(table.rows)
+        cells = [[self.safe(cell) for cell in row.cells] for row in table.rows]
+        for row, guide in zip(cells, guides, strict=True):
+            row[0] = guide + row[0]
+        heads = [self.safe(column.title) for column in table.columns]
+        widths = [max([columns(head), *(columns(row[i]) for row in cells)]) for i, head in enumerate(heads)]
+        self.narrow(widths, [column.keep for column in table.columns])
+        numbers = [column.number for column in table.columns]
+        lines = [self.title(table.title)]
+        lines.append(f"  {self.paint(self.line(heads, widths, numbers), 'dim')}\n")
+        for row, cell, guide in zip(table.rows, cells, guides, strict=True):
+            text = self.line(cell, widths, numbers)
+            if self.color:
+                name = text[len(guide) : widths[0]]
+                rest = text[widths[0] :]
+                if row.heading:
+                    text = self.paint(guide, "dim") + self.paint(name, "bold") + self.paint(rest, "dim")
+                else:
+                    text = self.paint(guide, "dim") + name + rest
+            lines.append(f"  {text}\n")
+        return "".join(lines)
+
+    def line(self, cells: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> str:
+        shown = []
+        for cell, width, number in zip(cells, widths, numbers, strict=True):
+            cell = self.fit(cell, width)
+            shown.append(" " * (width - columns(cell)) + cell if number else pad(cell, width))
+        return (" " * _GAP).join(shown).rstrip()
+
+    def narrow(self, widths: list[int], keep: Sequence[bool]) -> None:
+        """Take from the widest columns that may be shortened until the line fits."""
+        if self.width is None:
+            return
+        over = 2 + sum(widths) + _GAP * (len(widths) - 1) - self.width
+        while over > 0:
+            wide = max((i for i in range(len(widths)) if not keep[i]), key=lambda i: widths[i], default=None)
+            if wide is None or widths[wide] <= _LEAST:
+                return
+            less = min(over, widths[wide] - _LEAST)
+            widths[wide] -= less
+            over -= less
+
+    def tree(self, rows: Sequence[Row]) -> list[str]:
+        """The lines that join each row of a tree to its parent."""
+        guides = [""] * len(rows)
+        more: list[bool] = []  # for each depth, whether a later row of the same parent follows
+        for index in range(len(rows) - 1, -1, -1):
+            depth = rows[index].depth
+            if depth:
+                follows = depth < len(more) and more[depth]
+                above = [self.guides[0] if d < len(more) and more[d] else self.guides[3] for d in range(1, depth)]
+                guides[index] = "".join(above) + self.guides[1 if follows else 2]
+            del more[depth + 1 :]
+            more += [False] * (depth + 1 - len(more))
+            more[depth] = True
+        return guides
+
+    def bars(self, bars: Bars) -> str:
+        names = [self.safe(name) for name, _, _ in bars.rows]
+        widest = max(map(columns, names), default=0)
+        most = max((value for _, value, _ in bars.rows), default=0) or 1
+        shown = max((columns(text) for _, _, text in bars.rows), default=0)
+        room = _BAR if self.width is None else max(4, min(_BAR, self.width - 2 - widest - shown - 2 * _GAP))
+        lines = [self.title(bars.title)]
+        for name, (_, value, text) in zip(names, bars.rows, strict=True):
+            bar = ("█" if self.unicode else "#") * round(room * value / most)
+            lines.append(f"  {pad(name, widest)}  {pad(self.safe(text), shown)}  {self.paint(bar, 'cyan')}".rstrip() + "\n")
+        return "".join(lines)
+
+    def note(self, note: Note) -> str:
+        text = self.safe(note.text)
+        if note.level in ("warning", "danger"):
+            return f"{self.paint(note.level + ':', note.level)} {text}\n"
+        return f"{self.paint(text, 'good') if note.level == 'good' else text}\n"
+
+    def fit(self, text: str, width: int) -> str:
+        """The text with its middle left out, if it is wider than `width`."""
+        if columns(text) <= width:
+            return text
+        mark = "…" if self.unicode else "..."
+        left = (width - len(mark)) // 2
+        head, tail = "", ""
+        for char in text:
+            if columns(head + char) > left:
+                break
+            head += char
+        for char in reversed(text):
+            if columns(char + tail) > width - len(mark) - columns(head):
+                break
+            tail = char + tail
+        return head + mark + tail
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes (wide East Asian characters take two)."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def pad(text: str, width: int) -> str:
+    return text + " " * (width - columns(text))
