@@ -1,0 +1,160 @@
+"""What a pickle becomes: names, inert nodes, dicts as pairs; and the stack machine's state, without its opcodes.
+
+Dicts keep their items as pairs: no key of a file is ever hashed, so colliding integers cost nothing and deep tuples cannot
+overflow the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from wtool.errors import CorruptError, LimitError, UnsupportedError
+
+MAX_BYTES = 512 << 20  # of one pickle
+MAX_OPCODES = 50_000_000
+MAX_DEPTH = 1000  # of open marks here, of nested objects in whoever walks the result
+MAX_MEMO = 10_000_000
+MAX_INTEGER = 1024  # bytes of one integer
+_FREE_NODES = 1_000_000  # containers allowed besides one for every 32 bytes: an empty one takes 1 byte here, 64 in memory
+
+Meaning = Callable[[tuple[Any, ...]], Any]
+
+_PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "_pickle", "exceptions": "builtins"}
+
+
+class Name:
+    """What a pickle would have imported: one object for each name. `module` is in Python 3's spelling."""
+
+    __slots__ = ("meaning", "module", "name", "spelling")
+
+    def __init__(self, module: str, name: str, meanings: Mapping[str, Meaning]) -> None:
+        self.spelling = f"{module}.{name}"
+        self.module = _PYTHON2.get(module, module)
+        self.name = name
+        self.meaning = meanings.get(self.text)
+
+    @property
+    def text(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    def __repr__(self) -> str:
+        return f"<{self.text}>"
+
+
+class Inert:
+    """An object of a class or function without a meaning: what it was made from and what it was given afterwards."""
+
+    __slots__ = ("args", "elements", "made_by", "pairs", "state")
+
+    def __init__(self, made_by: Name | Inert, args: tuple[Any, ...]) -> None:
+        self.made_by = made_by
+        self.args = args
+        self.state: Any = None
+        self.pairs: list[Any] = []  # key, value, key, value...
+        self.elements: list[Any] = []
+
+    @property
+    def text(self) -> str:
+        made_by: Name | Inert = self.made_by
+        while isinstance(made_by, Inert):
+            made_by = made_by.made_by
+        return made_by.text
+
+    def __repr__(self) -> str:
+        return f"<a {self.text}>"
+
+
+class Pairs:
+    """A dict: key, value, key, value... as they were set; `state` is what was put on the object itself (`_metadata`)."""
+
+    __slots__ = ("flat", "ordered", "state")
+
+    def __init__(self, flat: list[Any], ordered: bool = False) -> None:
+        self.flat = flat
+        self.ordered = ordered
+        self.state: Any = None
+
+
+class Bag:
+    """A set or frozenset, as the elements it was given."""
+
+    __slots__ = ("elements", "frozen")
+
+    def __init__(self, elements: list[Any], frozen: bool = False) -> None:
+        self.elements = elements
+        self.frozen = frozen
+
+
+class Workbench:
+    """Stack, marks and memo of one pickle, and what can be made on them."""
+
+    def __init__(self, meanings: Mapping[str, Meaning], persistent: Callable[[Any], Any] | None) -> None:
+        self.meanings = meanings
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.names: dict[str, Name] = {}
+        self.pos = 0
+        self.opcodes = 0
+        self.nodes = 0
+        self.value: Any = None
+
+    def node(self) -> None:
+        self.nodes += 1
+        if self.nodes > _FREE_NODES and self.nodes > _FREE_NODES + self.pos // 32:
+            raise LimitError(f"byte {self.pos}: {self.nodes:,} objects in so few bytes")
+
+    def make(self, maker: Any, args: Any) -> Any:
+        if type(args) is not tuple:
+            raise CorruptError("the arguments of a call are no tuple")
+        if type(maker) is Name:
+            if maker.meaning is not None:
+                return maker.meaning(args)
+            if maker.text in ("copyreg.__newobj__", "copyreg._reconstructor") and args and type(args[0]) is Name:
+                # _reconstructor(class, base, state of base): protocols 0 and 1 make every object this way.
+                return self.make(args[0], args[1:] if maker.name == "__newobj__" else ())
+        elif type(maker) is not Inert:
+            raise CorruptError(f"a value of type {type(maker).__name__} is called")
+        self.node()
+        return Inert(maker, args)
+
+    def take(self) -> list[Any]:
+        """What lies above the last mark."""
+        mark = self.marks.pop()
+        if mark > len(self.stack):
+            raise IndexError
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    def find(self, module: str, name: str) -> None:
+        spelling = f"{module}\n{name}"
+        found = self.names.get(spelling)
+        if found is None:
+            found = self.names[spelling] = Name(module, name, self.meanings)
+        self.stack.append(found)
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif isinstance(target, (Inert, Bag)):
+            target.elements.extend(items)
+        else:
+            raise CorruptError(f"appends to a value of type {type(target).__name__}")
+
+    def update(self, flat: list[Any]) -> None:
+        target = self.stack[-1]
+        if len(flat) % 2:
+            raise CorruptError("a dict has a key without a value")
+        if type(target) is Pairs:
+            target.flat.extend(flat)
+        elif isinstance(target, Inert):
+            target.pairs.extend(flat)
+        else:
+            raise CorruptError(f"sets an item of a value of type {type(target).__name__}")
+
+    def refuse(self, what: str) -> NoReturn:
+        raise UnsupportedError(f"byte {self.pos}: {what}")
