@@ -2,8 +2,8 @@
 
 Layout (LevelDB's doc/table_format.md; tensorflow/core/lib/io/{format,block_builder,table_builder}.cc):
 
-- data blocks, a metaindex block (empty here), an index block, then a footer of 48 bytes: the handles (offset, size: varints) of
-  the last two, padding, and the magic number.
+- data blocks, a metaindex block (empty here), an index block, then a footer of 48 bytes: the handles (offset and size as
+  varints) of the last two, padding, and the magic number.
 - a block is entries, then the offsets of its restart points and their count (u32 each). Behind it stand its compression
   (0 none, 1 Snappy) and the masked crc32c of contents and compression byte.
 - an entry is three varints (bytes of the key shared with the one before, bytes of its own, bytes of the value), key, value.

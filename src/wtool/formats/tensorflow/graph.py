@@ -1,8 +1,8 @@
 """The object graph: how tf.train.Checkpoint remembers which object had which variable.
 
-A TrackableObjectGraph (tensorflow/core/protobuf/trackable_object_graph.proto) lies as a 0-d string tensor under KEY. A variable
-is a node with an attribute VARIABLE_VALUE, whose checkpoint_key is always `<path>/.ATTRIBUTES/VARIABLE_VALUE`: TensorFlow cuts it
-there when it restores, so no other key will do. full_name is the name by which Saver knows it.
+A TrackableObjectGraph (tensorflow/core/protobuf/trackable_object_graph.proto) lies as a 0-d string tensor under KEY. A
+variable is a node with an attribute VARIABLE_VALUE, whose checkpoint_key is always `<path>/.ATTRIBUTES/VARIABLE_VALUE`: when
+TensorFlow restores it cuts the key there, so no other key will do. full_name is the name by which Saver knows it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from os.path import isdir
+from typing import Any
 
 from wtool.adapter import Judged
 from wtool.dtypes import BY_TF
@@ -12,16 +14,26 @@ from wtool.formats.tensorflow.graph import KEY, parse_graph
 from wtool.formats.tensorflow.place import INDEX
 
 
+def load_tensorflow(path: str, why: str) -> Any:
+    """The framework. MissingExtraError, saying of `path` why it is needed, if it is not installed."""
+    # Or it greets the user on stderr.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        import tensorflow
+    except ImportError:
+        raise MissingExtraError(
+            f"{why}, and that is not installed", path=path, hint="pip install 'wtool[tensorflow]'"
+        ) from None
+    return tensorflow
+
+
 def judge(path: str) -> Iterator[Judged]:
     """Every numeric tensor, in the order of the keys; object keys that repeat a plain one are left out.
 
     MissingExtraError without TensorFlow; VerifyError if it cannot read the checkpoint.
     """
-    try:
-        import tensorflow as tf
-    except ImportError:
-        text = "TensorFlow is not installed, so it cannot be asked"
-        raise MissingExtraError(text, path=path, hint="pip install 'wtool[tensorflow]'") from None
+    tf = load_tensorflow(path, "cannot be judged by TensorFlow")
     prefix = tf.train.latest_checkpoint(path) if isdir(path) else path.removesuffix(INDEX)
     try:
         reader = tf.train.load_checkpoint(prefix)

@@ -26,10 +26,10 @@ _VARIABLES = ("variables", "variables" + INDEX)
 
 
 class Place(NamedTuple):
-    """`prefix` and the index file; `names` are the entries of its folder where they are known."""
+    """`prefix` and the index file, a table; `names` are the entries of its folder where they are known."""
 
     prefix: str
-    index: ByteSource
+    table: ByteSource
     variant: str
     names: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ Everything that an entry says is held against the length of its shard before it 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from os.path import basename
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def open_bundle(probe: Probe) -> Checkpoint:
     """The checkpoint that the user named. Raises a WtoolError with the file it is about."""
     place = locate(probe)
     try:
-        pairs = read_table(place.index)
+        pairs = read_table(place.table)
         key, value = next(pairs, (None, b""))
         if key != b"":
             raise CorruptError("is a sorted table, but no TensorFlow checkpoint: it has no header")
@@ -50,7 +51,7 @@ def open_bundle(probe: Probe) -> Checkpoint:
             from wtool.formats.tensorflow.v1 import open_v1
 
             return open_v1(place)
-        if not place.index.name.endswith(INDEX):
+        if not place.table.name.endswith(INDEX):
             text = f"is the index of a TensorFlow checkpoint, but its name does not end in {INDEX}"
             raise UnsupportedError(text, hint="its data shards are found by its name: give it back the one it had")
         bundle = _Bundle(place, header.shards, header.big_endian)
@@ -59,7 +60,7 @@ def open_bundle(probe: Probe) -> Checkpoint:
             bundle.add(key, value, shapes)
         return bundle.checkpoint(probe.path)
     except WtoolError as error:
-        raise error.at(place.index.name) from None
+        raise error.at(place.table.name) from None
 
 
 class _Bundle:
@@ -107,14 +108,14 @@ class _Bundle:
         hidden = self._aliases(nodes)
         tensors = {at.key: tensor for at, tensor in found if at.key not in hidden}
         self._notice(len(tensors))
-        index = self._place.index
+        table = self._place.table
         return Checkpoint(
             tensors,
             Source(
                 path,
                 "tensorflow",
                 self._place.variant,
-                ((index.name, index.size), *((shard.name, shard.size) for _, shard in sorted(self._shards.items()))),
+                ((table.name, table.size), *((shard.name, shard.size) for _, shard in sorted(self._shards.items()))),
                 framework(nodes),
             ),
             extras=extras,
@@ -262,7 +263,7 @@ def _partition(boxes: list[Box], shape: Shape) -> bool:
     if len(axes) <= 1:
         # Cut along one axis, as TensorFlow's partitioners do.
         ends = sorted((box.start[axis], box.start[axis] + box.shape[axis]) for box in boxes for axis in axes)
-        return all(one[1] <= two[0] for one, two in zip(ends, ends[1:], strict=False))
+        return all(one[1] <= two[0] for one, two in pairwise(ends))
     if len(boxes) > _MAX_SLICES:
         raise LimitError(f"has a variable in {len(boxes)} slices along several axes; {_MAX_SLICES} is the most")
     return not any(

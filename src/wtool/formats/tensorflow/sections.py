@@ -42,7 +42,7 @@ def framework(nodes: list[Node]) -> str:
 def _by_graph(nodes: list[Node]) -> dict[str, SectionKind]:
     """What a variable is, by who owns it.
 
-    An optimizer refers to the model's variables too, and the key of a variable tells only the shortest way to it: in Keras 3 the
+    An optimizer refers to the model's variables too, and a variable's key tells only the shortest way to it: in Keras 3 the
     weights of a model lie under `optimizer/_trainable_variables`. So what the model reaches on its own is the model's.
     """
     optimizers = {number for number, node in enumerate(nodes) if node.slots}
@@ -54,8 +54,7 @@ def _by_graph(nodes: list[Node]) -> dict[str, SectionKind]:
                 optimizers.add(child)
             elif name in _METRICS or (not number and name in _COUNTERS):
                 others.add(child)
-    if 0 in optimizers:
-        optimizers.discard(0)
+    optimizers.discard(0)
     kinds: dict[str, SectionKind] = {}
     seen: set[int] = optimizers | others | slots
     for kind, roots in (("model", {0} if nodes else set()), ("optimizer", optimizers | slots), ("other", others)):
@@ -81,6 +80,6 @@ def _by_name(key: str, known: Container[str]) -> SectionKind:
         return "ema"
     if len(parts) == 1 and leaf in _COUNTERS:
         return "other"
-    if len(parts) == 1 and leaf in _STATE or any(_OPTIMIZER.fullmatch(part) for part in parts):
+    if (len(parts) == 1 and leaf in _STATE) or any(_OPTIMIZER.fullmatch(part) for part in parts):
         return "optimizer"
     return "optimizer" if _SLOT.fullmatch(leaf) and base in known else "model"

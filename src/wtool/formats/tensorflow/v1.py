@@ -1,6 +1,7 @@
 """V1 checkpoints (one file, before TensorFlow 0.12), read through TensorFlow.
 
-They are sorted tables too, but their values are protos of protos, compressed, and in slices; none has been written by default since 2016.
+They are sorted tables too, but their values are protos in protos, compressed, and in slices; none has been written by default
+since 2016.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ from typing import Any
 
 from wtool.checkpoint import Checkpoint, Opaque, Source
 from wtool.dtypes import BY_TF
-from wtool.errors import CorruptError, MissingExtraError, TruncatedError
+from wtool.errors import CorruptError, TruncatedError
+from wtool.formats.tensorflow.judge import load_tensorflow
 from wtool.formats.tensorflow.place import Place
 from wtool.formats.tensorflow.sections import sections
 from wtool.tensor import LazyTensor
 
 
 def open_v1(place: Place) -> Checkpoint:
-    """MissingExtraError without TensorFlow, CorruptError if it cannot read the file."""
-    path = place.index.name
-    try:
-        reader = _reader(path)
-    except ImportError:
-        text = "is a TensorFlow V1 checkpoint, which is read through TensorFlow, and that is not installed"
-        raise MissingExtraError(text, path=path, hint="pip install 'wtool[tensorflow]'") from None
+    """The checkpoint as TensorFlow sees it. MissingExtraError without TensorFlow, CorruptError if it cannot read the file."""
+    path = place.table.name
+    reader = _reader(path)
     dtypes = reader.get_variable_to_dtype_map()
     tensors: dict[str, LazyTensor] = {}
     extras: dict[str, Any] = {}
@@ -36,7 +34,7 @@ def open_v1(place: Place) -> Checkpoint:
         for extent in shape:
             size *= extent
         tensors[key] = LazyTensor.contiguous(key, dtype, tuple(shape), _Values(path, key, size), 0)
-    source = Source(path, "tensorflow", "v1", ((path, place.index.size),), "TensorFlow")
+    source = Source(path, "tensorflow", "v1", ((path, place.table.size),), "TensorFlow")
     return Checkpoint(tensors, source, extras=extras, sections=sections(tensors, []))
 
 
@@ -70,8 +68,7 @@ def _load(path: str, key: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _reader(path: str) -> Any:
-    import tensorflow as tf
-
+    tf = load_tensorflow(path, "is a V1 checkpoint, which only TensorFlow itself reads")
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Checkpoint -> TensorFlow's checkpoint V2: one data shard, the values packed in the order given, and the index file.
 
-The object graph goes behind the values, as TensorFlow writes it. Plain keys are written as they are, so that Saver and load_checkpoint find
-them, and once more in the index as object keys for the same bytes, so that tf.train.Checkpoint restores the objects that the keys form.
+The object graph goes behind the values, as TensorFlow writes it. Plain keys are written as they are, so that Saver and
+load_checkpoint find them, and once more in the index as object keys of the same bytes, so that tf.train.Checkpoint restores
+the objects that the keys form.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class BundleSink:
 def create(request: SaveRequest) -> BundleSink:
     """Lay out a checkpoint of prefix `request.target` (without `.index`), or of `model.ckpt` in that folder.
 
-    `request.structure` may be the bytes of the object graph that the tensors had: it is kept as far as its keys are here. Without it, or if
-    there are keys that it does not know, one is made of the keys.
+    `request.structure` may be the bytes of the object graph that the tensors had: it is kept as far as its keys are here.
+    Without it, or if there are keys that it does not know, one is made of the keys.
     """
     offset = 0
     entries: list[tuple[str, Entry]] = []
