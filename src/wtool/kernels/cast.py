@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import DtypeError, UnsupportedError
-from wtool.kernels import halves, tables
-from wtool.kernels.buffers import CHUNK, block, scratch
+from wtool.kernels import buffers, halves, tables
+from wtool.kernels.buffers import CHUNK, scratch
 
 Array = NDArray[Any]
 Tally = dict[str, int]
@@ -69,22 +69,22 @@ class Cast:
         assert stored is self.source, (stored, self)
         return self.target
 
-    def __call__(self, values: Array, tally: Tally) -> Array:
-        count = len(values) * 2 if self.source is _F4 else len(values)
-        out = block(self.target.numpy(), count)
+    def __call__(self, block: Array, tally: Tally) -> Array:
+        count = len(block) * 2 if self.source is _F4 else len(block)
+        out = buffers.block(self.target.numpy(), count)
         if not count:
             return out
         with np.errstate(all="ignore"):
-            _route(self.source, self.target)(values, out)
+            _route(self.source, self.target)(block, out)
         if self.target is not self.source and self.target.name not in _WITHIN.get(self.source.name, ()):
-            self._count(values, out, tally)
+            self._count(block, out, tally)
         return out
 
-    def _count(self, values: Array, out: Array, tally: Tally) -> None:
+    def _count(self, block: Array, out: Array, tally: Tally) -> None:
         zeros, unbounded = census(out, self.target)
         if not (zeros or unbounded):
             return
-        zeros_before, unbounded_before = (0, 0) if self.source is _F4 else census(values, self.source)
+        zeros_before, unbounded_before = (0, 0) if self.source is _F4 else census(block, self.source)
         for name, number in (("overflow", unbounded - unbounded_before), ("underflow", zeros - zeros_before)):
             if number > 0:
                 tally[name] = tally.get(name, 0) + number

@@ -60,7 +60,7 @@ class StripPrefix:
 
 @dataclass(frozen=True, slots=True)
 class ShortKeys:
-    """Take TensorFlow's `/.ATTRIBUTES/VARIABLE_VALUE` off; said as a warning, since readers of other formats see other keys."""
+    """Take TensorFlow's `/.ATTRIBUTES/VARIABLE_VALUE` off every key; said as a warning."""
 
     def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
         names = {key: short_key(key) for key in checkpoint}
