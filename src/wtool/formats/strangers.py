@@ -135,22 +135,20 @@ def _pickle(probe: Probe) -> str | None:
 
 
 def _protobuf(probe: Probe) -> str | None:
-    """ONNX ModelProto: ir_version (field 1), then producer_name (2) or graph (7). SavedModel: schema version, meta graph."""
+    """ONNX: ir_version (field 1), then a short producer_name (2), or the graph (7), or the opset (8).
+
+    SavedModel: schema version (field 1), then a meta graph (2), which is long.
+    """
     head = probe.head
     if len(head) < 8 or head[0] != 0x08 or not 1 <= head[1] <= 32:
         return None
-    if head[2] == 0x12 and (b"serve" in head or os.path.basename(probe.path) == "saved_model.pb"):
+    field, size = head[2], head[3]
+    if field == 0x12 and (size >= 0x80 or os.path.basename(probe.path) == "saved_model.pb"):
         return "is the graph of a TensorFlow SavedModel: the weights are beside it, name the folder or its variables/variables"
-    if head[2] in (0x12, 0x3A, 0x42) and (head[2] != 0x12 or _printable_field(head, 2)):
+    name = head[4 : 4 + size]
+    if field in (0x3A, 0x42) or (field == 0x12 and name.isascii() and name.decode("ascii", "replace").isprintable()):
         return f"looks like an ONNX model: {_NOT_READ}; convert the model it was made from"
     return None
-
-
-def _printable_field(head: bytes, at: int) -> bool:
-    length = head[at + 1]
-    return length < 0x80 and head[at + 2 : at + 2 + length].isascii() and head[at + 2 + length : at + 3 + length] in (
-        *(b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42"),
-    )  # fmt: skip
 
 
 def _msgpack(probe: Probe) -> str | None:
