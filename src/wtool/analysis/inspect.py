@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ from wtool.analysis.looks import looks_like
 from wtool.analysis.plain import Plain, lines, short
 from wtool.analysis.tree import Branch, tree
 from wtool.checkpoint import Checkpoint
-from wtool.errors import NoTensorsError
 from wtool.keys import natural, short_key
 from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_count, format_size
@@ -21,65 +20,56 @@ SCHEMA = "wtool.inspect/1"
 
 _FAMILIES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 _LINES = 24  # lines of metadata, extras, ties and names that people see unless they ask for all
+_WORDS = ("digest", "values")  # added columns that are no numbers
 _WIDTHS = (("f32", 32), ("f16", 16), ("int8", 8), ("int4", 4))
 
 Values = Mapping[str, Mapping[str, Any]]
+Cells = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What to show: the choices of the command line.
 
-    `keep` chooses keys, None all. `sort` None is the order of the file. `depth` is the number of levels of the tree.
+    `sort` None is the order of the file. `depth` is the number of levels of the tree. `verbose` shows every line.
     """
 
-    section: str | None = None
-    keep: Callable[[str], bool] | None = None
     flat: bool = False
     sort: Literal["size", "key"] | None = None
     depth: int | None = None
     verbose: bool = False
 
 
-def select(checkpoint: Checkpoint, view: View) -> Checkpoint:
-    """The tensors that the view asks for. UsageError for an unknown section, NoTensorsError if the globs leave nothing."""
-    chosen = checkpoint.section(view.section)
-    if view.keep is None:
-        return chosen
-    kept = {key: tensor for key, tensor in chosen.tensors.items() if view.keep(key)}
-    if not kept and chosen.tensors:
-        raise NoTensorsError(
-            f"none of the {len(chosen)} keys is chosen by --include and --exclude",
-            path=checkpoint.source.path,
-            hint=f"a key is written as '{next(iter(chosen))}'; '*' stays inside a part, '**' crosses",
-        )
-    return replace(chosen, tensors=kept)
-
-
 def inspect(
-    checkpoint: Checkpoint, view: View | None = None, *, values: Values | None = None, digest: str | None = None
+    whole: Checkpoint,
+    chosen: Checkpoint | None = None,
+    view: View = View(),
+    *,
+    values: Values | None = None,
+    cells: Cells | None = None,
+    digest: str | None = None,
 ) -> Report:
-    """The report of everything in `checkpoint` (all sections, as opened), with the tensors that `view` selects.
+    """The report of `whole` (all sections, as opened), with the tensors of `chosen`, a part of it (None: the model's weights).
 
-    `values` adds fields to single tensors, by key (a digest, statistics); `digest` is that of all selected tensors.
+    `values` adds fields to single tensors, by key (a digest, statistics), and `cells` columns to the flat list, by key and by
+    title; `digest` is that of all chosen tensors.
     Exit code 1 if the checkpoint names something dangerous.
     """
-    view = view or View()
-    chosen = select(checkpoint, view)
+    chosen = whole.section() if chosen is None else chosen
     tensors = list(chosen.tensors.values())
     plain = Plain()
-    extras = plain(dict(checkpoint.extras))
-    data = _data(checkpoint, chosen, values or {}, digest, extras)
+    extras = plain(dict(whole.extras))
+    data = _data(whole, chosen, values or {}, digest, extras)
     if plain.cut:
         data["warnings"].append({"code": "extras-cut", "message": "the extras are too large to be shown whole"})
-    blocks: list[Block] = [_facts(checkpoint, chosen, data)]
-    if len(checkpoint.sections) > 1:
+    blocks: list[Block] = [_facts(whole, chosen, data)]
+    if len(whole.sections) > 1:
         blocks.append(_sections(data))
     if tensors:
-        blocks.append(_flat(tensors, view, values or {}) if view.flat or values else _tree(tensors, view))
+        blocks.append(_flat(tensors, view, cells or {}) if view.flat else _tree(tensors, view))
     blocks += _others(data, view)
-    dangerous = any(found.verdict == "dangerous" for found in checkpoint.globals)
-    return Report(SCHEMA, _title(checkpoint, data), data, tuple(blocks), exit_code=int(dangerous))
+    dangerous = any(found.verdict == "dangerous" for found in whole.globals)
+    return Report(SCHEMA, _title(whole, data), data, tuple(blocks), exit_code=int(dangerous))
 
 
 def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: str | None, extras: Any) -> dict[str, Any]:
@@ -140,7 +130,7 @@ def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: st
         "metadata": dict(checkpoint.metadata),
         "extras": extras,
         "globals": [{"name": found.name, "verdict": found.verdict} for found in checkpoint.globals],
-        "warnings": [{"code": warning.code, "message": warning.message} for warning in checkpoint.warnings],
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in chosen.warnings],
     }
     if digest is not None:
         data["digest"] = digest
@@ -172,7 +162,7 @@ def _section_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 def _title(checkpoint: Checkpoint, data: Mapping[str, Any]) -> str:
     source = checkpoint.source
     name = _FAMILIES.get(source.format, source.format)
-    known = f"{name} ({source.variant})" if source.variant and source.variant != source.format else name
+    known = f"{name} ({source.variant})" if source.variant not in ("", "single") else name
     words = [known]
     if source.framework and source.framework.lower() not in (name.lower(), source.format):
         words.append(f"from {source.framework}")
@@ -199,7 +189,7 @@ def _facts(checkpoint: Checkpoint, chosen: Checkpoint, data: Mapping[str, Any]) 
         rows.append(("would be", ", ".join(f"{name} {format_size(sizes[name])}" for name, _ in _WIDTHS)))
     if data["tied"]:
         saved = totals["bytes"] - sizes["unique"]
-        rows.append(("tied", f"{_counted(len(data['tied']), 'group')}, {format_size(saved)} less than it seems"))
+        rows.append(("tied", f"{_counted(len(data['tied']), 'group')}, {format_size(saved)} counted more than once"))
     if "digest" in data:
         rows.append(("digest", data["digest"]))
     return Facts(tuple(rows))
@@ -250,26 +240,20 @@ def _tree(tensors: list[LazyTensor], view: View) -> Table:
     return Table(_TREE, tuple(rows))
 
 
-def _flat(tensors: list[LazyTensor], view: View, values: Values) -> Table:
+def _flat(tensors: list[LazyTensor], view: View, cells: Cells) -> Table:
     if view.sort == "size":
         tensors = sorted(tensors, key=lambda tensor: (-tensor.nbytes, natural(tensor.key)))
     elif view.sort == "key":
         tensors = sorted(tensors, key=lambda tensor: natural(tensor.key))
-    fields = list(next(iter(values.values()), {}))
-    columns = (*_TREE, *(Column(field, number=field not in ("digest", "sparkline"), keep=True) for field in fields))
+    titles = list(dict.fromkeys(title for row in cells.values() for title in row))
+    columns = (*_TREE, *(Column(title, number=title not in _WORDS, keep=True) for title in titles))
     rows = []
     for tensor in tensors:
         spec = tensor.spec
-        found = values.get(spec.key, {})
-        more = (_value(found.get(field)) for field in fields)
+        found = cells.get(spec.key, {})
+        more = (found.get(title, "-") for title in titles)
         rows.append(Row((short_key(spec.key), spec.dtype.name, _shape(spec.shape), format_size(spec.nbytes), *more)))
     return Table(columns, tuple(rows))
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _others(data: Mapping[str, Any], view: View) -> list[Block]:

@@ -48,7 +48,7 @@ class Plain:
         if isinstance(value, Mapping):
             return self._dict(tuple(value.items()), depth)
         if isinstance(value, (list, tuple, set, frozenset)):
-            found = []
+            found: list[Any] = []
             for item in value:
                 if self._left <= 0:
                     self.cut = True
@@ -82,7 +82,7 @@ def lines(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, f"<{value['class']}>"
     elif isinstance(value, dict) and list(value) == ["tensor"]:
         yield path, f"<tensor {value['tensor']}>"
-    elif isinstance(value, dict) and value:
+    elif isinstance(value, dict) and (value or not path):
         for key, item in value.items():
             yield from lines(item, f"{path}.{key}" if path else key)
     elif isinstance(value, list) and any(isinstance(item, (dict, list)) and item for item in value):

@@ -10,7 +10,8 @@ from wtool.report import Bars, Block, Facts, Note, Report, Table, printable
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #66707c; --line: #e3e7eb; --paper: #fff; --back: #f4f6f8;
   --accent: #2563ad; --warn: #9a6700; --danger: #b3261e; --good: #1a7f37; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #98a2ad; --line: #2d333b; --paper: #1a1e24; --back: #12151a;
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e4e8ec; --soft: #98a2ad; --line: #2d333b; --paper: #1a1e24; --back: #12151a;
   --accent: #6cb0ff; --warn: #e0b040; --danger: #ff8078; --good: #5fcf7a; } }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 2rem 1rem; background: var(--back); color: var(--ink);
@@ -23,14 +24,16 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; m
 dt { color: var(--soft); overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 500; color: var(--soft); border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; }
+th { text-align: left; font-weight: 500; color: var(--soft); border-bottom: 1px solid var(--line);
+  padding: .3rem .8rem .3rem 0; }
 td { padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
 td:first-child { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; white-space: normal;
   overflow-wrap: anywhere; }
 tr.heading td { font-weight: 600; } tr.heading td:not(:first-child) { font-weight: 400; color: var(--soft); }
 .n { text-align: right; padding-right: 0; }
 .bar { display: block; height: .8em; background: var(--accent); border-radius: 3px; min-width: 1px; }
-p { margin: .4rem 0; } .warning { color: var(--warn); } .danger { color: var(--danger); font-weight: 600; } .good { color: var(--good); }
+p { margin: .4rem 0; } .warning { color: var(--warn); } .danger { color: var(--danger); font-weight: 600; }
+.good { color: var(--good); }
 """
 
 
@@ -70,8 +73,8 @@ def _block(block: Block) -> Iterator[str]:
     elif isinstance(block, Bars):
         most = max((value for _, value, _ in block.rows), default=0) or 1
         yield "<table>\n"
-        for name, value, shown in block.rows:
-            bar = f'<span class="bar" style="width:{max(0, 100 * value / most):.1f}%"></span>'
+        for name, quantity, shown in block.rows:
+            bar = f'<span class="bar" style="width:{max(0, 100 * quantity / most):.1f}%"></span>'
             yield f'<tr><td>{_text(name)}</td><td class="n">{_text(shown)}</td><td style="width:60%">{bar}</td></tr>\n'
         yield "</table>\n"
     else:

@@ -78,10 +78,10 @@ class _Page:
     def table(self, table: Table) -> str:
         guides = self.tree(table.rows)
         cells = [[self.safe(cell) for cell in row.cells] for row in table.rows]
-        for row, guide in zip(cells, guides, strict=True):
-            row[0] = guide + row[0]
+        for line, guide in zip(cells, guides, strict=True):
+            line[0] = guide + line[0]
         heads = [self.safe(column.title) for column in table.columns]
-        widths = [max([columns(head), *(columns(row[i]) for row in cells)]) for i, head in enumerate(heads)]
+        widths = [max([columns(head), *(columns(line[i]) for line in cells)]) for i, head in enumerate(heads)]
         self.narrow(widths, [column.keep for column in table.columns])
         numbers = [column.number for column in table.columns]
         lines = [self.title(table.title)]

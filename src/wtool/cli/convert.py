@@ -1,0 +1,175 @@
+"""`wtool convert`: one checkpoint as another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wtool.cli import options
+from wtool.cli.console import Console, report_kind, write_report
+from wtool.errors import UsageError
+from wtool.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from wtool.api import Loss, SavePlan
+    from wtool.checkpoint import Checkpoint
+
+_VERIFY = ("digest", "framework", "none")
+
+
+def convert(
+    src: options.Source,
+    dst: options.Target,
+    to: options.To = None,
+    dtype: options.Dtype = None,
+    section: options.SectionName = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    strip_prefix: Annotated[
+        str | None, typer.Option("--strip-prefix", metavar="PREFIX", help="Take PREFIX off the keys, as in 'module.'.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option("--rename", metavar="REGEX=>REPL", help="Rename keys, after --strip-prefix. Repeatable, in order."),
+    ] = None,
+    max_shard: Annotated[
+        str | None,
+        typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE (5GB), with an index."),
+    ] = None,
+    tied: Annotated[
+        str | None,
+        typer.Option(
+            "--tied",
+            metavar="POLICY",
+            help="Tied tensors: keep-one, duplicate or error.",
+            autocompletion=options.one_of("keep-one", "duplicate", "error"),
+        ),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="K=V", help="Add to the output's metadata. Repeatable.")
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            "--verify",
+            metavar="[HOW]",
+            help="Read the output back and compare: by digest (default), or with the framework itself.",
+            autocompletion=options.one_of("digest", "framework"),
+        ),
+    ] = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    strict: options.Strict = False,
+    jobs: options.Jobs = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+    format: options.Format = None,
+    report: options.ReportFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Write a checkpoint in another format, dtype, sharding, or with other keys.
+
+    The suffix of DST says the format: .safetensors, .pth .pt .bin (PyTorch), .ckpt (TensorFlow; --to torch for PyTorch), a
+    folder (safetensors). Streams; what is lost is said; the output is whole or absent.
+    """
+    from wtool.api import plan_save, save
+    from wtool.cli.convert_report import convert_report
+
+    kind = options.output_kind(json, format)
+    if verify not in (None, *_VERIFY):
+        raise UsageError(f"there is no way to verify called '{verify}'", hint="--verify, or --verify framework")
+    how = None if verify == "none" else verify
+    if report is not None:
+        report_kind(report)
+    shard = None if max_shard is None else parse_size(max_shard)
+    bound = None if memory is None else parse_size(memory)
+    added = _pairs(metadata or [])
+    console = Console(quiet=quiet, verbose=verbose)
+
+    whole, before, after = _prepare(src, dst, to, dtype, section, include, exclude, strip_prefix, rename)
+    plan = plan_save(after, dst, to=to, whole=whole, tied=tied, metadata=added, max_shard=shard, force=force, strict=strict)
+    _warn(console, after, plan)
+    renamed = sum(old != new for old, new in zip(before, after, strict=True))
+    count = options.worker_count(jobs)
+    done = None
+    if not dry_run:
+        with console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
+            done = save(plan, jobs=count, memory=bound, progress=advance)
+        if how is not None:
+            from wtool.verify import verify as compare
+
+            total = plan.checkpoint.nbytes * (1 if how == "framework" else 2)
+            with console.progress("verifying", total) as advance:
+                compare(plan, how, jobs=count, progress=advance)
+    losses = plan.losses if done is None else done.losses
+    found = convert_report(whole, plan, done, renamed=renamed, verified=how if done else None, jobs=count, memory=bound)
+    if kind != "text":
+        console.show([found.whole], kind)
+    elif not quiet:
+        console.show([found.brief], kind)
+    for loss in losses:
+        console.note(_said(loss, future=dry_run))
+    if report is not None:
+        write_report(report, [found.whole])
+    return 0
+
+
+def _prepare(
+    src: str,
+    dst: str,
+    to: str | None,
+    dtype: str | None,
+    section: str | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    strip_prefix: str | None,
+    rename: list[str] | None,
+) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
+    """The checkpoint as opened, the chosen tensors, and the same (in the same order) with their new keys and dtypes."""
+    from wtool.api import open_checkpoint
+    from wtool.dtypes import dtype as named
+    from wtool.formats import registry
+    from wtool.keys import parse_rename
+    from wtool.ops.convert import Convert
+
+    renames = tuple(parse_rename(text) for text in rename or ())
+    row = None if dtype is None else named(dtype)
+    target = registry.for_target(dst, to)
+    whole = open_checkpoint(src, section="all")
+    before = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
+    # The suffix means something to TensorFlow only.
+    short = whole.source.format == "tensorflow" and target.name != "tensorflow"
+    after = Convert(short_keys=short, strip_prefix=strip_prefix or "", renames=renames, dtype=row)(before)
+    return whole, before, after
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UsageError(f"'{text}' is no metadata", hint="write KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _warn(console: Console, checkpoint: Checkpoint, plan: SavePlan) -> None:
+    for warning in checkpoint.warnings:
+        console.warn(warning.message, checkpoint.source.path)
+    dangerous = [found.name for found in checkpoint.globals if found.verdict == "dangerous"]
+    if dangerous:
+        console.warn(
+            f"loading this with pickle would call {', '.join(dangerous)}; wtool called nothing and writes only tensors",
+            checkpoint.source.path,
+        )
+    for note in plan.notes:
+        console.note(note)
+
+
+def _said(loss: Loss, *, future: bool) -> str:
+    """One loss as a sentence: what, how much, why."""
+    amount = f"{loss.count:,} tensors, {format_size(loss.nbytes)}, " if loss.kind == "section" else ""
+    amount = f"{loss.count:,} " if loss.kind in ("overflow", "underflow") else amount
+    return f"{'would be lost' if future else 'lost'}: {loss.kind} {loss.name}: {amount}{loss.why}"

@@ -1,0 +1,148 @@
+"""What a conversion did, or would do, as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from wtool.api import SavePlan, SaveReport
+from wtool.checkpoint import Checkpoint
+from wtool.report import Block, Column, Facts, Report, Row, Table
+from wtool.sizes import format_size
+from wtool.tensor import BLOCK, STRIPE
+
+SCHEMA = "wtool.convert/1"
+
+
+class Reports(NamedTuple):
+    """`whole` names the losses; `brief`, for a screen where stderr names them, does not."""
+
+    whole: Report
+    brief: Report
+
+
+def convert_report(
+    source: Checkpoint,
+    plan: SavePlan,
+    done: SaveReport | None,
+    *,
+    renamed: int,
+    verified: str | None,
+    jobs: int,
+    memory: int | None,
+) -> Reports:
+    """`done` is None for a dry run. `renamed` is a number of keys, `memory` the bound that was asked for, in bytes."""
+    sizes = [file.size for file in plan.plan.layout.files]
+    tensors = plan.checkpoint.tensors
+    nbytes = sum(tensor.nbytes for tensor in plan.tensors.values())
+    seconds = None if done is None else done.seconds
+    data: dict[str, Any] = {
+        "source": source.source.path,
+        "source_format": source.source.format,
+        "target": plan.target,
+        "format": plan.format,
+        "files": [{"path": path, "bytes": size} for path, size in zip(plan.paths, sizes, strict=True)],
+        "tensors": len(tensors),
+        "bytes": sum(sizes),
+        "tensor_bytes": nbytes,
+        "seconds": None if seconds is None else round(seconds, 6),
+        "rate": None if not seconds else round(sum(sizes) / seconds),
+        "dtype_changes": _casts(plan, done),
+        "losses": [
+            {"kind": loss.kind, "name": loss.name, "count": loss.count, "bytes": loss.nbytes, "why": loss.why}
+            for loss in (plan.losses if done is None else done.losses)
+        ],
+        "tied": [list(group) for group in plan.tied],
+        "tied_policy": plan.tied_policy,
+        "renamed": renamed,
+        "copied_bytes": plan.plan.copied,
+        "peak_memory": min(memory or _default(plan, jobs), _default(plan, jobs)),
+        "verified": verified,
+        "dry_run": done is None,
+        "notes": list(plan.notes),
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in plan.checkpoint.warnings],
+    }
+    facts = _facts(data)
+    title = f"{source.source.path} -> {plan.target}: {'would write ' if done is None else ''}{plan.format}"
+    blocks: tuple[Block, ...] = (facts,)
+    brief = Report(SCHEMA, title, data, blocks)
+    if data["losses"]:
+        blocks = (facts, _losses(data["losses"], future=done is None))
+    return Reports(Report(SCHEMA, title, data, blocks), brief)
+
+
+def _default(plan: SavePlan, jobs: int) -> int:
+    """An upper bound on the bytes of blocks that all threads hold at once."""
+    return min(plan.plan.memory, STRIPE + 8 * BLOCK) * min(jobs, max(len(plan.plan.jobs), 1))
+
+
+def _casts(plan: SavePlan, done: SaveReport | None) -> list[dict[str, Any]]:
+    """One entry for each pair of dtypes; the counts of values are null in a dry run, which reads none."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, tensor in plan.tensors.items():
+        if tensor.dtype is tensor.stored:
+            continue
+        pair = (tensor.stored.name, tensor.dtype.name)
+        row = found.setdefault(
+            pair, {"from": pair[0], "to": pair[1], "tensors": 0, "elements": 0, "overflow": None, "underflow": None}
+        )
+        row["tensors"] += 1
+        row["elements"] += tensor.elements
+        if done is not None:
+            row["overflow"] = (row["overflow"] or 0) + done.overflow.get(key, 0)
+            row["underflow"] = (row["underflow"] or 0) + done.underflow.get(key, 0)
+    return list(found.values())
+
+
+def _facts(data: Mapping[str, Any]) -> Facts:
+    dry, files = data["dry_run"], data["files"]
+    rows = [("would write" if dry else "wrote", f"{file['path']}, {format_size(file['bytes'])}") for file in files[:1]]
+    if len(files) > 1:
+        rows = [(rows[0][0], f"{len(files):,} files, {format_size(data['bytes'])}")]
+        rows += [("", f"{file['path']}, {format_size(file['bytes'])}") for file in files]
+    rows.append(("tensors", f"{data['tensors']:,}, {format_size(data['tensor_bytes'])}"))
+    for cast in data["dtype_changes"]:
+        text = f"{cast['from']} -> {cast['to']}, {cast['tensors']:,} tensors"
+        if cast["overflow"]:
+            text += f", {cast['overflow']:,} values overflow to Inf"
+        if cast["underflow"]:
+            text += f", {cast['underflow']:,} values underflow to 0"
+        rows.append(("cast", text))
+    if data["renamed"]:
+        rows.append(("renamed", f"{data['renamed']:,} keys"))
+    if data["tied"]:
+        rows.append(("tied", f"{len(data['tied']):,} groups, {data['tied_policy']}"))
+    rows.append(("copied", f"{format_size(data['copied_bytes'])} as they are"))
+    if data["losses"]:
+        word = "would be lost" if dry else "lost"
+        rows.append((word, f"{len(data['losses']):,}, see below"))
+    if dry:
+        rows.append(("memory", f"at most {format_size(data['peak_memory'])} for blocks"))
+    else:
+        rows.append(("time", f"{data['seconds']:.2f} s, {format_size(data['rate'] or 0)}/s"))
+    if data["verified"]:
+        rows.append(("verified", f"equal, by {data['verified']}"))
+    return Facts(tuple(rows))
+
+
+def _losses(losses: list[dict[str, Any]], *, future: bool) -> Table:
+    columns = (
+        Column("kind"),
+        Column("name"),
+        Column("count", number=True),
+        Column("size", number=True),
+        Column("why"),
+    )
+    rows = tuple(
+        Row(
+            (
+                loss["kind"],
+                loss["name"],
+                f"{loss['count']:,}",
+                format_size(loss["bytes"]) if loss["bytes"] else "",
+                loss["why"],
+            )
+        )
+        for loss in losses
+    )
+    return Table(columns, rows, "Would be lost" if future else "Lost")
