@@ -43,14 +43,14 @@ def header(name: bytes, at: int, size: int) -> bytes:
 
 def descriptor(entry: Entry) -> bytes:
     """What follows the data of an entry."""
-    if not entry.size:
-        return b""
-    wide = entry.size >= _MAX32 or entry.at >= _MAX32
-    return pack("<4sIQQ" if wide else "<4sIII", b"PK\7\10", entry.crc, entry.size, entry.size)
+    nbytes = descriptor_size(entry.at, entry.size)
+    return pack("<4sIQQ" if nbytes == 24 else "<4sIII", b"PK\7\10", entry.crc, entry.size, entry.size) if nbytes else b""
 
 
 def descriptor_size(at: int, size: int) -> int:
-    return len(descriptor(Entry(b"", at, size, 0)))
+    if not size:
+        return 0
+    return 24 if size >= _MAX32 or at >= _MAX32 else 16
 
 
 def directory(entries: Iterable[Entry], at: int) -> bytes:
