@@ -46,6 +46,8 @@ _ZIPS = (
     (b"AndroidManifest.xml", "is an Android package, no checkpoint"),
     (b"[Content_Types].xml", "is an Office document, no checkpoint"),
 )
+# How pickles of protocol 0 (a dict, a list, a class by name) and 1 (a dict, a list) begin.
+_OLD_PICKLE = re.compile(rb"\([dl]p\d+\n|\(i?c?[\w.]+\n[\w.]+\n|c[\w.]+\n[\w.]+\n|[}\]]q.", re.DOTALL)
 _WORDS = re.compile(rb"\s*<(!doctype html|html|head|\?xml|!--)", re.IGNORECASE)
 
 
@@ -57,13 +59,13 @@ def describe(probe: Probe) -> str:
         return "nothing is there"
     if not probe.size:
         return "is empty: the download or the copy failed"
-    text = _text(probe)
-    if text:
-        return text
+    early = _pickle(probe) or _text(probe)  # an old pickle is text too
+    if early:
+        return early
     for offset, signature, what in _SIGNATURES:
         if probe.head[offset : offset + len(signature)] == signature:
             return f"is {what}"
-    guess = _gguf(probe) or _zip(probe) or _pickle(probe) or _protobuf(probe) or _msgpack(probe)
+    guess = _gguf(probe) or _zip(probe) or _protobuf(probe) or _msgpack(probe)
     if guess:
         return guess
     if not probe.head.strip(b"\0"):
@@ -129,7 +131,7 @@ def _pickle(probe: Probe) -> str | None:
     protocol = head[1] if len(head) > 2 and head[0] == 0x80 else -1
     if 2 <= protocol <= 5 and (last == b"." or head[2:3] in (b"\x95", b"}", b"]", b"c", b"(", b"\x8a")):
         return f"looks like a plain pickle (protocol {protocol}) without PyTorch tensors: it is never run; {_NOT_READ}"
-    if head[:1] in (b"(", b"c") and last == b"." and b"\n" in head:
+    if last == b"." and _OLD_PICKLE.match(head):
         return f"looks like a plain pickle (protocol 0 or 1) without PyTorch tensors: it is never run; {_NOT_READ}"
     return None
 
