@@ -69,11 +69,10 @@ _NAMES = frozenset(
 
 # Inside a dotted name (`torch` + `serialization.os.system`) these lead out of the module that is named first.
 _WAYS_OUT = frozenset(
-    ("os", "sys", "subprocess", "builtins", "posix", "nt", "importlib", "shutil", "socket", "pickle", "_pickle", "ctypes")
-    + ("runpy", "io", "code", "pty")
+    """
+    os sys subprocess builtins posix nt importlib shutil socket pickle _pickle ctypes runpy io code pty
+    """.split()  # noqa: SIM905
 )
-    "os sys subprocess builtins posix nt importlib shutil socket pickle _pickle ctypes runpy io code pty".split()
-)  # noqa: SIM905
 _DUNDER = re.compile(r"__\w+__$")
 _TRUSTED = ("torch", "numpy", "collections", "builtins", "__builtin__")
 _ECOSYSTEM = re.compile(

@@ -1,28 +1,27 @@
-"""Turns big-endian values into little-endian ones."""
+"""Values that were stored big-endian, as little-endian ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wtool.dtypes import DType
 
 if TYPE_CHECKING:
-    from wtool.tensor import Array, Tally
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ByteSwap:
-    """Reverses the bytes of each number; a complex number is two."""
-
-    width: int  # bytes of one number
-
-    @staticmethod
-    def of(dtype: DType) -> ByteSwap:
-        return ByteSwap(dtype.itemsize // 2 if dtype.kind == "complex" else dtype.itemsize)
+    """Turns the bytes of each number around; a complex one is two numbers. In place: the block is the reader's own."""
 
     def dtype(self, stored: DType) -> DType:
         return stored
 
-    def __call__(self, block: Array, tally: Tally) -> Array:
-        return block.view(f"u{self.width}").byteswap().view(block.dtype)
+    def __call__(self, block: Array, tally: dict[str, int]) -> Array:
+        size = block.itemsize // 2 if block.dtype.kind == "c" else block.itemsize
+        if size > 1:
+            block.view(f"u{size}").byteswap(inplace=True)
+        return block
