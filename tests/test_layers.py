@@ -9,6 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "wtool"
 ROOTS = [
+    ["text"],
     ["errors"],
     ["dtypes", "keys", "report", "bytesource", "sizes"],
     ["tensor"],

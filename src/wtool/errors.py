@@ -9,6 +9,10 @@ from __future__ import annotations
 from os import PathLike, fspath
 from typing import ClassVar
 
+from wtool.text import printable
+
+_LONGEST = 1000  # characters of a message: a key of a hostile file may be a novel
+
 
 class WtoolError(Exception):
     """Base of all errors that are the input's, the user's or the machine's fault, never ours."""
@@ -18,7 +22,9 @@ class WtoolError(Exception):
 
     def __init__(self, message: str, *, path: str | PathLike[str] | None = None, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+        self.message = printable(message)
         self.path = None if path is None else fspath(path)
         self.hint = hint
 

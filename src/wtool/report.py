@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wtool.text import printable as printable
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -71,10 +73,3 @@ class Report:
     data: Mapping[str, Any]
     blocks: tuple[Block, ...] = ()
     exit_code: int = 0
-
-
-def printable(text: str) -> str:
-    """The text with characters that could drive a terminal or deceive the eye (control, bidirectional, invisible) escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
