@@ -244,7 +244,7 @@ def lazy(key: str, view: View | Meta, name: str) -> LazyTensor:
     if storage.swap and itemsize > 1:
         from wtool.kernels.byteswap import ByteSwap
 
-        if row.numpy().kind == "V":
+        if row.numpy_name is None:
             raise UnsupportedError(f"tensor '{key}' is big-endian {row}", path=name)
         made = made.map(ByteSwap())
     if view.conjugate or view.negative:
