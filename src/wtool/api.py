@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wtool.adapter import FormatAdapter, SaveRequest, TensorSink, probe
 from wtool.checkpoint import Checkpoint, Opaque
@@ -27,9 +27,10 @@ from wtool.errors import (
 )
 from wtool.keys import natural
 from wtool.plan import WritePlan, plan_write
-from wtool.stage import Stage
 from wtool.tensor import LazyTensor
-from wtool.write import Progress, Written, run
+
+if TYPE_CHECKING:
+    from wtool.write import Progress, Written
 
 TIED_POLICIES = ("keep-one", "duplicate", "error")
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -193,6 +194,10 @@ def save(
     executor: Any = None,
 ) -> SaveReport:
     """Carry a plan out: write beside the target, bring it to the disk, put it in place. Until then the target is untouched."""
+    # Threads, logging and randomness: 10 ms that opening a checkpoint does not need.
+    from wtool.stage import Stage
+    from wtool.write import run
+
     began = time.perf_counter()
     sizes = [file.size for file in plan.plan.layout.files]
     count = jobs or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
@@ -305,10 +310,10 @@ def _wants_folder(path: str) -> bool:
 
 
 def _check_target(path: str, paths: Sequence[str], *, folder: bool, force: bool) -> None:
-    parent = os.path.dirname(os.path.abspath(path))
+    parent = path if folder and os.path.isdir(path) else os.path.dirname(path.rstrip(os.sep)) or "."
     if not os.path.isdir(parent):
         raise WriteError("its folder does not exist", path=path, hint=f"mkdir -p {parent}")
-    if not os.access(parent, os.W_OK):
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise WriteError("its folder cannot be written to", path=path)
     for one in {path, *paths} if not folder else {*paths}:
         if os.path.isdir(one):
