@@ -82,8 +82,8 @@ def random_f32(seed: int, count: int) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("target", WHOLE, ids=str)
 def test_random_bits_of_f32(target: DType) -> None:
-    for seed in range(2):
-        same_bits(dtype("f32"), random_f32(seed, 500_000), target)
+    for seed in range(5):
+        same_bits(dtype("f32"), random_f32(seed, 1_000_000), target)
 
 
 @pytest.mark.slow
