@@ -84,6 +84,7 @@ class _Machine(Workbench):
         stack, marks, memo, push, persistent = self.stack, self.marks, self.memo, self.stack.append, self.persistent
         two, four, signed = _TWO.unpack_from, _FOUR.unpack_from, _SIGNED.unpack_from
         at = pos = self.pos
+        size = len(data)
         done = 0
         try:
             # The order is that of how often a checkpoint uses an opcode; the rest is in a table of methods.
@@ -126,7 +127,7 @@ class _Machine(Workbench):
                     stack[-1] = (stack[-1], second)
                 elif op == 0x58:  # BINUNICODE
                     end = pos + 4 + four(data, pos)[0]
-                    if end > len(data):
+                    if end > size:
                         raise IndexError
                     push(data[pos + 4 : end].decode("utf-8", "surrogatepass"))
                     pos = end

@@ -50,7 +50,7 @@ def load(source: ByteSource) -> Loaded:
 
 
 def find_root(directory: Directory, source: ByteSource) -> str:
-    """The folder of data.pkl, with its slash. Two of them, or one in another spelling, would be read by some and not by others."""
+    """The folder of data.pkl, with its slash. UnsafeError for two of them, or for one in another spelling."""
     found = []
     for name in directory.entries:
         folder, _, last = name.rpartition("/")

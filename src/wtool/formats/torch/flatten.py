@@ -13,7 +13,7 @@ from wtool.formats.torch.plain import Plain, opaque
 from wtool.formats.torch.sections import plan_sections
 from wtool.formats.torch.survey import Aside, Survey, children, key_text, tensor
 from wtool.formats.torch.values import Group, Meta, View, Wrapped
-from wtool.tensor import LazyTensor, c_strides
+from wtool.tensor import Box, LazyTensor, TensorSpec, c_strides
 
 _DEEP_STRUCTURE = 100  # levels; writers and renderers may recurse on what is handed to them
 _KEY_BYTES = 256 << 20  # all keys together
@@ -235,12 +235,10 @@ def lazy(key: str, view: View | Meta, name: str) -> LazyTensor:
         )
     start = storage.start + offset * itemsize
     expected = c_strides(shape)
-    if all(size == 1 or a == b for size, a, b in zip(shape, strides, expected, strict=True)):
-        made = LazyTensor.contiguous(key, row, shape, source, start)
-    else:
+    if strides != expected:
         # The stride of an axis of one element says nothing; ties are recognised by equal strides.
-        given = tuple(b if size == 1 else a for size, a, b in zip(shape, strides, expected, strict=True))
-        made = LazyTensor.strided(key, row, shape, source, start, given)
+        strides = tuple(b if size == 1 else a for size, a, b in zip(shape, strides, expected, strict=True))
+    made = LazyTensor(TensorSpec(key, row, shape), (Box((0,) * len(shape), shape, source, start, strides),), row)
     if storage.swap and itemsize > 1:
         from wtool.kernels.byteswap import ByteSwap
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from wtool.adapter import Probe
@@ -20,10 +21,16 @@ def open_torch(probe: Probe) -> Checkpoint:
     """Headers and pickles only. Raises errors of the file, its path filled in."""
     source = probe.source
     assert source is not None, "sniff claims files only"
+    # Half the time of a large file would go to the collector, which looks through all that has been made again and again.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         return _open(probe, source)
     except WtoolError as error:
         raise error.at(probe.path) from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _open(probe: Probe, source: ByteSource) -> Checkpoint:
@@ -34,7 +41,7 @@ def _open(probe: Probe, source: ByteSource) -> Checkpoint:
     sections, tensors, structure = flat.sections, flat.tensors, flat.structure
     warnings = loaded.warnings + flat.warnings
     if "constants" in loaded.others:
-        constants = flatten({"constants": loaded.others["constants"]}["constants"], probe.path)
+        constants = flatten(loaded.others["constants"], probe.path)
         fresh = _constants(constants, tensors)
         if fresh:
             tensors.update(fresh)

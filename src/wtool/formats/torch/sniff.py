@@ -8,7 +8,9 @@ from wtool.adapter import Match, Probe
 
 # The magic number 0x1950a86a20f9469cfc6c as pickles of protocol 0, 1 and 2 and later write it.
 _MAGIC = re.compile(
-    rb"(\x80[\x02-\x05](\x95.{8})?)?(\x8a\n\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19|L119547037146038801333356L?\n)\.", re.S
+    rb"(\x80[\x02-\x05](\x95.{8})?)?"
+    rb"(\x8a\n\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19|L119547037146038801333356L?\n)\.",
+    re.S,
 )
 _NOT_TORCH = re.compile(
     rb"\.npy|config\.json|model\.weights\.h5|\[Content_Types\]\.xml|META-INF/|AndroidManifest|word/|xl/workbook|\.npz|\.class"
@@ -37,7 +39,7 @@ def _sniff_zip(head: bytes, tail: bytes) -> Match | None:
     if b".data/serialization_id" in tail or b".format_version" in both:
         return Match(95, variant)
     # In a large archive the directory's end shows storages only.
-    if re.search(rb"PK\1\2[\s\S]{42}[^\0/]{0,200}/?data/\d+(PK\1\2|PK\6\6|PK\5\6|/|[^\w/])", tail):
+    if re.search(rb"PK\x01\x02[\s\S]{42}[^\0/]{0,200}/?data/\d+(PK\x01\x02|PK\x06\x06|PK\x05\x06|/|[^\w/])", tail):
         return Match(80, variant)
     if _NOT_TORCH.search(both):
         return None

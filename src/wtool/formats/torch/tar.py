@@ -135,7 +135,7 @@ def _storages(source: ByteSource, member: _Member, names: list[Name]) -> tuple[S
         for _ in range(_count(head.value, (end - at) // 8, source)):
             described = read_pickle(source, at, end, {}, window=256)
             names += described.names
-            key, location, kind = _triple(described.value, source)
+            key, _, kind = _triple(described.value, source)
             at = described.end
             if at + 8 > end:
                 raise TruncatedError("ends inside its storages", path=source.name)
@@ -166,7 +166,7 @@ def _tensors(source: ByteSource, member: _Member, by_key: dict[str, Storage], na
     for _ in range(_count(head.value, end - at, source)):
         described = read_pickle(source, at, end, {}, window=256)
         names += described.names
-        key, storage_key, _kind = _triple(described.value, source)
+        key, storage_key, _ = _triple(described.value, source)
         at = described.end
         storage = by_key.get(_key(storage_key))
         if at + 8 > end:
