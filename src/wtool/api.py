@@ -93,9 +93,12 @@ def open_checkpoint(path: str | PathLike[str], *, section: str | None = None) ->
     """
     from wtool.formats import registry
 
-    seen = probe(path)
-    adapter, _ = registry.find(seen)
-    return adapter.open(seen).section(section)
+    try:
+        seen = probe(path)
+        adapter, _ = registry.find(seen)
+        return adapter.open(seen).section(section)
+    except WtoolError as error:
+        raise error.at(path) from None
 
 
 def plan_save(

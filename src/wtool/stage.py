@@ -1,24 +1,38 @@
 """Files that are whole or absent: written where nobody sees them, then put in place.
 
-One file is an unnamed inode (O_TMPFILE) where the file system has them, else a `.NAME.wtool-tmp-*` beside the target. A folder
-is built as `.NAME.wtool-tmp-*` and renamed. Until `publish` nothing at the target has changed; a process killed before that
-leaves at most those dot names, and none at all for unnamed inodes.
+A file is an unnamed inode (O_TMPFILE) where the file system has them, else a `.NAME.wtool-tmp-*` beside the target. A folder
+that is not there yet is built as `.NAME.wtool-tmp-*` and renamed. Until `publish` nothing at the target has changed; a process
+killed before that leaves at most those dot names, and none at all for unnamed inodes.
+
+One file replaces another by one rename. For several files no such call exists: the old ones are moved aside, the index first,
+then the new ones appear, the index last, so that no moment shows old and new together and a failure moves the old ones back.
+A process killed between these renames, which take microseconds, leaves the old files whole under their dot names.
+
+A symbolic link at the place of a file is replaced, as `mv` does, and what it points to is untouched: the blobs of a Hugging
+Face cache are shared. A folder that is a link stays a link.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from wtool.errors import DiskFullError, OutputExistsError, WriteError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+_NUMBER = re.compile(r"-\d{5}-of-\d{5}")
 
 
 def write_failure(error: OSError, path: str) -> WriteError:
@@ -27,35 +41,37 @@ def write_failure(error: OSError, path: str) -> WriteError:
         return DiskFullError(f"no room to write: {error.strerror}", path=path, hint="nothing was left behind")
     if isinstance(error, FileNotFoundError):
         return WriteError("its folder does not exist", path=path, hint="make the folder first")
-    return WriteError(f"cannot be written: {error.strerror}", path=path)
+    return WriteError(f"cannot be written: {error.strerror or error}", path=path)
 
 
 class Stage:
     """The output files of one write, open for writing, not yet visible.
 
-    `paths` are final paths in the order in which they are to appear. With `folder`, they all lie in that folder, which is put
-    in place whole; other files that stand in an existing folder are kept. Use as a context manager: leaving it without
-    `publish` removes everything.
+    `paths` are final paths in the order in which they are to appear. With `folder`, they all lie in that folder: a new one is
+    put in place whole; in one that exists the set's older shards and index are replaced and all other files are left alone.
+    Only `force` replaces anything. Use as a context manager: leaving it without `publish` removes everything.
     """
 
     def __init__(self, paths: Sequence[str], sizes: Sequence[int], *, folder: str | None = None, force: bool = False) -> None:
-        self.paths, self.sizes, self.folder, self.force = list(paths), list(sizes), folder, force
+        self.paths, self.sizes, self.force = list(paths), list(sizes), force
+        self.folder = None if folder is None else folder.rstrip(os.sep) or os.sep
         self.fds: list[int] = []
         self._names: list[str | None] = []  # temporary names; None for an unnamed inode
-        self._staged: str | None = None
-        self._replaced = {path for path in self.paths if os.path.lexists(path)}
+        self._staged: str | None = None  # the folder under its temporary name, if it is a new one
 
     def __enter__(self) -> Stage:
+        path = self.folder or self.paths[0]
         try:
-            if self.folder is not None:
-                parent, name = os.path.split(os.path.abspath(self.folder))
-                self._staged = os.path.join(parent, f".{name}.wtool-tmp-{secrets.token_hex(4)}")
+            if self.folder is not None and not os.path.isdir(self.folder):
+                self._staged = _temporary(self.folder)
                 os.mkdir(self._staged)
             for path, size in zip(self.paths, self.sizes, strict=True):
-                self._open(path, size)
+                self._open(path)
+                if size:
+                    _reserve(self.fds[-1], size)
         except OSError as error:
             self.discard()
-            raise write_failure(error, self.folder or self.paths[len(self.fds) - 1 if self.fds else 0]) from None
+            raise write_failure(error, path) from None
         except BaseException:
             self.discard()
             raise
@@ -64,91 +80,116 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
-    def _open(self, path: str, size: int) -> None:
+    def _open(self, path: str) -> None:
         if self._staged is not None:
             name = os.path.join(self._staged, os.path.basename(path))
-            self._names.append(name)
-            self.fds.append(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         else:
-            parent, base = os.path.split(os.path.abspath(path))
-            try:
-                fd = os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            fd = _unnamed(os.path.dirname(path) or ".")
+            if fd is not None:
                 self._names.append(None)
-            except (AttributeError, IsADirectoryError, OSError) as error:
-                no_tmpfile = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-                if isinstance(error, OSError) and (error.errno not in no_tmpfile or not os.path.isdir(parent)):
-                    raise
-                name = os.path.join(parent, f".{base}.wtool-tmp-{secrets.token_hex(4)}")
-                fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                self._names.append(name)
-            self.fds.append(fd)
-        if size:
-            _reserve(self.fds[-1], size)
+                self.fds.append(fd)
+                return
+            name = _temporary(path)
+        self._names.append(name)
+        self.fds.append(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
     def publish(self) -> None:
-        """Bring everything to the disk, then put it in place in order. OutputExistsError if something came in between."""
+        """Bring everything to the disk, then put it in place in order. OutputExistsError if something came in between.
+
+        After an error the target is as it was.
+        """
         try:
             for fd in self.fds:
                 os.fsync(fd)
-            with _undisturbed():
-                if self._staged is not None:
-                    self._publish_folder()
-                else:
+            if self._staged is not None:
+                with _undisturbed():
+                    self._publish_folder(self._staged)
+            elif self.folder is None and len(self.paths) == 1:
+                with _undisturbed():
+                    self._publish_file(self.paths[0])
+            else:
+                with _alone(os.path.dirname(self.paths[-1]) or "."), _undisturbed():
                     self._publish_files()
-        except FileExistsError:
-            raise OutputExistsError("appeared while wtool was writing", path=self.folder or self.paths[-1]) from None
         except OSError as error:
-            raise write_failure(error, self.folder or self.paths[-1]) from None
+            path = self.folder or self.paths[-1]
+            if error.errno in _THERE:
+                raise OutputExistsError("appeared while wtool was writing", path=path, hint="--force overwrites it") from None
+            raise write_failure(error, path) from None
+
+    def _publish_folder(self, staged: str) -> None:
+        assert self.folder is not None
+        _sync_folder(staged)
+        os.rename(staged, self.folder)
+        self._staged, self._names = None, []
+        _sync_folder(os.path.dirname(self.folder) or ".")
+
+    def _publish_file(self, path: str) -> None:
+        if self.force:
+            _copy_mode(path, self.fds[0])
+            os.rename(self._name(0), path)
+        elif self._names[0] is None:
+            _link(self.fds[0], path)
+        else:
+            _move(self._names[0], path)
+        self._names = []
+        _sync_folder(os.path.dirname(path) or ".")
 
     def _publish_files(self) -> None:
-        names: list[str | None] = []
-        if self._replaced or len(self.fds) > 1:
-            # Give every inode a name first: from here on only renames are left, which need no room.
-            for number, (fd, path) in enumerate(zip(self.fds, self.paths, strict=True)):
-                if self._names[number] is None:
-                    parent, base = os.path.split(os.path.abspath(path))
-                    self._names[number] = os.path.join(parent, f".{base}.wtool-tmp-{secrets.token_hex(4)}")
-                    _link(fd, self._names[number] or "")
-        names = self._names
-        if len(self.paths) > 1 and self.paths[-1] in self._replaced:
-            os.unlink(self.paths[-1])  # an old index never stands beside new data
-        for number, path in enumerate(self.paths):
-            name = names[number]
-            if name is None:
-                _link(self.fds[number], path)
-            elif path in self._replaced or self.force:
-                os.rename(name, path)
-            else:
-                os.link(name, path)
-                os.unlink(name)
-            self._names[number] = None
-        for parent in dict.fromkeys(os.path.dirname(os.path.abspath(path)) for path in self.paths):
+        stale = self._stale()
+        if len(self.paths) == 1 and not stale:
+            self._publish_file(self.paths[0])
+            return
+        # Give every inode a name first: from here on only renames are left, which need no room.
+        names = [self._name(number) for number in range(len(self.fds))]
+        moved: list[tuple[str, str]] = []
+        placed: list[str] = []
+        try:
+            if self.force:
+                for path in (*reversed(self.paths), *stale):
+                    if os.path.isdir(path) and not os.path.islink(path):
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                    if os.path.lexists(path):
+                        if path in self.paths:
+                            _copy_mode(path, self.fds[self.paths.index(path)])
+                        aside = _temporary(path)
+                        os.rename(path, aside)
+                        moved.append((path, aside))
+            for name, path in zip(names, self.paths, strict=True):
+                _move(name, path)
+                placed.append(path)
+        except OSError:
+            for path in reversed(placed):
+                with suppress(OSError):
+                    os.unlink(path)
+            for path, aside in reversed(moved):
+                with suppress(OSError):
+                    _move(aside, path)
+            raise
+        self._names = []
+        for parent in dict.fromkeys(os.path.dirname(path) or "." for path in self.paths):
             _sync_folder(parent)
+        for _, aside in moved:
+            with suppress(OSError):
+                os.unlink(aside)
 
-    def _publish_folder(self) -> None:
-        assert self._staged is not None and self.folder is not None
-        target, aside = os.path.abspath(self.folder), None
-        if os.path.isdir(target):
-            mine = {os.path.basename(path) for path in self.paths}
-            for entry in os.listdir(target):
-                if entry not in mine and not _is_shard(entry):
-                    _carry(os.path.join(target, entry), os.path.join(self._staged, entry))
-            aside = f"{self._staged}-old"
-        _sync_folder(self._staged)
-        if aside is not None:
-            os.rename(target, aside)
-            try:
-                os.rename(self._staged, target)
-            except OSError:
-                os.rename(aside, target)
-                raise
-        else:
-            os.rename(self._staged, target)
-        self._staged = None
-        self._names = [None] * len(self._names)
-        _sync_folder(os.path.dirname(target))
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+    def _name(self, number: int) -> str:
+        """The temporary name of a file, which an unnamed inode is given now."""
+        name = self._names[number]
+        if name is None:
+            name = self._names[number] = _temporary(self.paths[number])
+            _link(self.fds[number], name)
+        return name
+
+    def _stale(self) -> list[str]:
+        """Shards and indexes of the set that is replaced which the new one, cut otherwise, has no namesake for."""
+        if not self.force or (self.folder is None and len(self.paths) == 1):
+            return []
+        mine = {os.path.basename(path) for path in self.paths}
+        families = {_family(name) for name in mine}
+        parent = os.path.dirname(self.paths[-1])
+        there = (name for name in sorted(os.listdir(parent or ".")) if name not in mine and _family(name) in families)
+        found = [os.path.join(parent, name) for name in there]
+        return [path for path in sorted(found, key=lambda path: not path.endswith(".json")) if os.path.isfile(path)]
 
     def discard(self) -> None:
         """Close and remove whatever has not been published."""
@@ -160,9 +201,33 @@ class Stage:
             if name is not None:
                 with suppress(OSError):
                     os.unlink(name)
+        self._names = []
         if self._staged is not None:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged = None
+
+
+def _family(name: str) -> str:
+    """What the files of one set have in common: `model-00001-of-00002.safetensors`, its index and `model.safetensors`."""
+    return _NUMBER.sub("", name).removesuffix(".index.json")
+
+
+def _temporary(path: str) -> str:
+    """A name beside `path` that no reader takes for a checkpoint; cut where a name of 255 bytes could not grow."""
+    parent, base = os.path.split(path)
+    return os.path.join(parent, f".{base if len(base) < 200 else base[:50]}.wtool-tmp-{secrets.token_hex(4)}")
+
+
+def _unnamed(parent: str) -> int | None:
+    """An inode without a name in this folder, or None where there is no such thing or no way to name it later."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _NO_TMPFILE and os.path.isdir(parent):
+            return None
+        raise
 
 
 def _reserve(fd: int, size: int) -> None:
@@ -178,7 +243,38 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def _link(fd: int, path: str) -> None:
-    os.link(f"/proc/self/fd/{fd}", path, follow_symlinks=True)
+    """Give an unnamed inode a name. A directory fd makes Python call linkat, which alone follows the link in /proc."""
+    proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.link(str(fd), path, src_dir_fd=proc, follow_symlinks=True)
+    finally:
+        os.close(proc)
+
+
+def _move(name: str, path: str) -> None:
+    """Rename that never replaces: FileExistsError. Without hard links there is a moment between looking and renaming."""
+    try:
+        os.link(name, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(name, path)
+        return
+    try:
+        os.unlink(name)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def _copy_mode(old: str, fd: int) -> None:
+    """A file that is replaced keeps its permissions: what was private stays private."""
+    with suppress(OSError):
+        info = os.lstat(old)
+        if stat.S_ISREG(info.st_mode):
+            os.fchmod(fd, stat.S_IMODE(info.st_mode) & 0o777)
 
 
 def _sync_folder(path: str) -> None:
@@ -190,34 +286,39 @@ def _sync_folder(path: str) -> None:
             os.close(fd)
 
 
-def _is_shard(name: str) -> bool:
-    """Whether a file of an old folder is a shard or an index that the new one replaces."""
-    return name.endswith((".safetensors", ".safetensors.index.json"))
+@contextmanager
+def _alone(parent: str) -> Iterator[None]:
+    """One wtool at a time puts several files into a folder, else two could mix their shards."""
+    import fcntl
 
-
-def _carry(old: str, new: str) -> None:
-    """Keep a bystander (config.json, a tokenizer) of a replaced folder: linked, else copied."""
-    if os.path.isdir(old) and not os.path.islink(old):
-        shutil.copytree(old, new, symlinks=True, copy_function=_carry_file)
-    else:
-        _carry_file(old, new)
-
-
-def _carry_file(old: str, new: str) -> None:
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.link(old, new, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(old, new, follow_symlinks=False)
+        with suppress(OSError):  # network file systems that cannot lock a folder
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while names change: the moment between two renames is not one to stop in."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+    """Hold Ctrl-C and SIGTERM back while names change: the moment between two renames is not one to stop in.
+
+    By handlers and not by a mask: a signal that the main thread masks goes to any other thread, and Python runs its handler in
+    the main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not None:  # None: set by another language, and could not be put back
+            before[number] = signal.signal(number, lambda got, _: held.append(got))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for got in dict.fromkeys(held):
+            signal.raise_signal(got)

@@ -186,10 +186,13 @@ class LazyTensor:
 
     def rows(self, start: int, stop: int) -> Array:
         """The values of `[start:stop]` along the first axis, in a new array."""
+        import numpy as np
+
         grid = _grid(self.stored, self.shape)
         start, stop, _ = slice(start, stop).indices(grid[0])
         shape = (max(stop - start, 0), *grid[1:])
-        block: Array = self._gather((start,) + (0,) * (len(grid) - 1), shape).ravel()
+        block: Array = np.empty(prod(shape), self.stored.numpy())
+        self._gather((start,) + (0,) * (len(grid) - 1), block.reshape(shape))
         tally: Tally = {}
         for kernel in self.kernels:
             block = kernel(block, tally)
@@ -211,19 +214,21 @@ class LazyTensor:
                 box.source.readinto(box.offset + first * unit.itemsize, view[: count * unit.itemsize])
                 yield buffer[:count]
             return
+        room: Array | None = None  # the first slab is the largest; one room for all, or two stripes would be held at once
         for start, shape in _slabs(grid, max(stripe // unit.itemsize, step)):
-            flat = self._gather(start, shape).ravel()
+            room = np.empty(prod(shape), unit) if room is None else room
+            flat = room[: prod(shape)]
+            self._gather(start, flat.reshape(shape))
             for first in range(0, flat.size, step):
                 yield flat[first : first + step]
 
-    def _gather(self, start: Shape, shape: Shape) -> Array:
-        """The stored values of the box that begins at `start`."""
+    def _gather(self, start: Shape, out: Array) -> None:
+        """Fill `out` with the stored values of the box of its shape that begins at `start`."""
         import numpy as np
 
-        unit = self.stored.numpy()
-        out = np.empty(shape, unit)
+        unit, shape = out.dtype, out.shape
         if not out.size:
-            return out
+            return
         scratch = np.empty(_SCRATCH // unit.itemsize, unit)
         for box in self.boxes:
             low = tuple(map(max, start, box.start))
@@ -233,7 +238,6 @@ class LazyTensor:
             where = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
             inside = sum((a - s) * stride for a, s, stride in zip(low, box.start, box.strides, strict=True))
             _fill(out[where], box.source, box.offset + inside * unit.itemsize, box.strides, scratch)
-        return out
 
 
 def _grid(dtype: DType, shape: Shape) -> Shape:

@@ -10,11 +10,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wtool.adapter import TensorSink
 from wtool.bytesource import ByteSource
-from wtool.plan import CopyJob, Job, WritePlan
+from wtool.plan import CopyJob, Job, Patch, WritePlan
 from wtool.stage import Stage, write_failure
 from wtool.tensor import BLOCK, STRIPE, Tally
 
@@ -50,8 +51,10 @@ class _Stop(Exception):
 class _Out:
     """Sequential writes into one file from one place on, with its checksum, progress and write-behind."""
 
-    def __init__(self, fd: int, at: int, checksum: str | None, progress: Progress | None, stop: threading.Event) -> None:
-        self._fd, self._at, self._begun = fd, at, at
+    def __init__(
+        self, stage: Stage, file: int, at: int, checksum: str | None, progress: Progress | None, stop: threading.Event
+    ) -> None:
+        self._fd, self._path, self._at, self._begun = stage.fds[file], stage.paths[file], at, at
         self._progress, self._stop = progress, stop
         self._extend = _checksum(checksum)
         self.sum = 0
@@ -61,9 +64,8 @@ class _Out:
             raise _Stop
         if self._extend is not None:
             self.sum = self._extend(self.sum, view)
-        nbytes, done = len(view), 0
-        while done < nbytes:
-            done += os.pwrite(self._fd, view[done:], self._at + done)
+        nbytes = len(view)
+        _pwrite(self._fd, view, self._at, self._path)
         self._at += nbytes
         if self._at - self._begun >= _WRITE_BEHIND:
             self.flush()
@@ -73,7 +75,8 @@ class _Out:
     def flush(self) -> None:
         """Ask the kernel to begin writing what is there; POSIX_FADV_DONTNEED does that and does not wait."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, self._begun, self._at - self._begun, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # advice: where it is not taken, fsync does it all
+                os.posix_fadvise(self._fd, self._begun, self._at - self._begun, os.POSIX_FADV_DONTNEED)
         self._begun = self._at
 
 
@@ -102,7 +105,7 @@ def run(
         return [one(job) for job in batch]
 
     def one(job: Job) -> Done:
-        out = _Out(stage.fds[job.file], job.at, checksum, progress, stop)
+        out = _Out(stage, job.file, job.at, checksum, progress, stop)
         tally: Tally = {}
         if isinstance(job, CopyJob):
             _copy(job.source, job.offset, job.nbytes, block, out)
@@ -111,19 +114,15 @@ def run(
                 out.write(values.view("u1").data)
         return Done(job, tally, out.sum if checksum else None)
 
-    def path_of(file: int) -> str:
-        return stage.paths[file]
+    def patch(patches: Iterable[Patch]) -> None:
+        for file, at, data in patches:
+            _pwrite(stage.fds[file], memoryview(data), at, stage.paths[file])
 
-    try:
-        for patch in plan.layout.patches:
-            os.pwrite(stage.fds[patch.file], patch.data, patch.offset)
-        results = _run_all(work, _batches(plan.jobs), jobs, executor, stop)
-        sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
-        sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
-        for patch in sink.finish(sums):
-            os.pwrite(stage.fds[patch.file], patch.data, patch.offset)
-    except OSError as error:
-        raise write_failure(error, path_of(0)) from None
+    patch(plan.layout.patches)
+    results = _run_all(work, _batches(plan.jobs), jobs, executor, stop)
+    sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
+    sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
+    patch(sink.finish(sums))
     tallies = {done.job.keys[0]: done.tally for done in results if done.tally}
     return Written(plan.nbytes, tallies, sums)
 
@@ -162,10 +161,20 @@ def _run_all(
         return [done for future in futures for done in future.result()]
     finally:
         stop.set()  # no-one works on after an error or Ctrl-C; after success there is no-one
-        for future in futures:
-            future.cancel()
+        # The files are closed after this: no thread may write any more.
+        wait([future for future in futures if not future.cancel()])
         if executor is None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+
+
+def _pwrite(fd: int, view: memoryview, at: int, path: str) -> None:
+    """All of `view`: the system may take less at once. Raises WriteError."""
+    done = 0
+    try:
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], at + done)
+    except OSError as error:
+        raise write_failure(error, path) from None
 
 
 def _copy(source: ByteSource, offset: int, nbytes: int, block: int, out: _Out) -> None:
