@@ -7,13 +7,14 @@ Layout: https://protobuf.dev/programming-guides/encoding/. Groups (wire types 3 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 from wtool.errors import CorruptError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-Value = int | bytes
+_SMALL = tuple(bytes((value,)) for value in range(128))
+_VARIABLE = (VARINT, BYTES)
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -33,37 +34,48 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int, Value]]:
-    """(number, wire type, value) of each field in turn; a value is an unsigned int or bytes. CorruptError if malformed."""
+def fields(data: bytes) -> list[tuple[int, Any]]:
+    """(tag, value) of each field. CorruptError if malformed.
+
+    A tag is number << 3 | wire type; a value is bytes for the wire type BYTES, an unsigned int for the others.
+    """
+    out: list[tuple[int, Any]] = []
     at, end = 0, len(data)
     while at < end:
-        tag, at = read_varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if not number:
-            raise CorruptError("a field has number 0")
-        if wire == VARINT:
-            value, at = read_varint(data, at)
-            yield number, wire, value
-            continue
-        if wire == BYTES:
-            size, at = read_varint(data, at)
+        # Nearly all numbers are below 128; the call is what costs.
+        tag = data[at]
+        at += 1
+        if tag > 127:
+            tag, at = read_varint(data, at - 1)
+        wire = tag & 7
+        if wire in _VARIABLE:
+            size = data[at] if at < end else 128
+            at += 1
+            if size > 127:
+                size, at = read_varint(data, at - 1)
+            if wire == VARINT:
+                out.append((tag, size))
+                continue
         elif wire == FIXED32:
             size = 4
         elif wire == FIXED64:
             size = 8
         else:
-            raise CorruptError(f"field {number} has wire type {wire}")
+            raise CorruptError(f"field {tag >> 3} has wire type {wire}")
+        if tag < 8:
+            raise CorruptError("a field has number 0")
         if size > end - at:
-            raise CorruptError(f"field {number} is longer than its message")
+            raise CorruptError(f"field {tag >> 3} is longer than its message")
         part = data[at : at + size]
         at += size
-        yield number, wire, part if wire == BYTES else int.from_bytes(part, "little")
+        out.append((tag, part if wire == BYTES else int.from_bytes(part, "little")))
+    return out
 
 
 def varint(value: int) -> bytes:
     """A number from 0 to 2^64 - 1."""
     if value < 128:
-        return bytes((value,))
+        return _SMALL[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

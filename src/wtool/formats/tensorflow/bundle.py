@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wtool.errors import CorruptError, LimitError, UnsupportedError
-from wtool.formats.protobuf import FIXED32, VARINT, bytes_field, fields, number_field, signed
+from wtool.formats.protobuf import BYTES, FIXED32, VARINT, bytes_field, fields, number_field, signed
 from wtool.tensor import Shape
 
 STRING, VARIANT = 7, 21  # of DataType
@@ -23,7 +23,10 @@ OTHER_TYPES = {
 HEADER = bytes_field(3, number_field(1, 1))  # version.producer
 _CONSUMER = 1  # the newest version of the format that is known, TensorFlow's kTensorBundleVersion
 _MAX_RANK = 32  # numpy's, before 2.0
-_CRC = FIXED32 | 6 << 3
+_NUMBER_1, _NUMBER_2, _NUMBER_3, _NUMBER_4, _NUMBER_5 = (number << 3 | VARINT for number in range(1, 6))
+_MESSAGE_1, _MESSAGE_2, _MESSAGE_3, _MESSAGE_7 = (number << 3 | BYTES for number in (1, 2, 3, 7))
+_CRC = 6 << 3 | FIXED32
+_ALL = (1 << 64) - 1  # -1
 
 
 class Header(NamedTuple):
@@ -56,18 +59,15 @@ class Entry(NamedTuple):
 def parse_header(data: bytes) -> Header | None:
     """None if it is the first value of a V1 checkpoint (SavedTensorSlices). UnsupportedError if it is too new."""
     shards = endianness = consumer = 0
-    for number, _, value in fields(data):
-        if isinstance(value, int):
-            if number == 1:
-                shards = value
-            elif number == 2:
-                endianness = value
-        elif number == 1:
+    for tag, value in fields(data):
+        if tag == _MESSAGE_1:
             return None
-        elif number == 3:
-            for part, _, version in fields(value):
-                if part == 2 and isinstance(version, int):
-                    consumer = signed(version)
+        if tag == _NUMBER_1:
+            shards = value
+        elif tag == _NUMBER_2:
+            endianness = value
+        elif tag == _MESSAGE_3:
+            consumer = signed(_number(value, _NUMBER_2))
     if consumer > _CONSUMER:
         raise UnsupportedError(f"asks for a reader of version {consumer}; {_CONSUMER} is the newest known")
     if not 0 < shards < 1 << 31:
@@ -80,43 +80,42 @@ def parse_entry(data: bytes, shapes: dict[bytes, Shape]) -> Entry:
     dtype = shard = offset = size = crc = 0
     shape: Shape | None = None
     slices: list[Slice] = []
-    for number, wire, value in fields(data):
-        if isinstance(value, int):
-            if number == 6 and wire == FIXED32:
-                crc = value
-            elif wire != VARINT:
-                continue
-            elif number == 1:
-                dtype = value
-            elif number == 3:
-                shard = value
-            elif number == 4:
-                offset = value
-            elif number == 5:
-                size = value
-        elif number == 2:
+    for tag, value in fields(data):
+        if tag == _NUMBER_1:
+            dtype = value
+        elif tag == _NUMBER_3:
+            shard = value
+        elif tag == _NUMBER_4:
+            offset = value
+        elif tag == _NUMBER_5:
+            size = value
+        elif tag == _CRC:
+            crc = value
+        elif tag == _MESSAGE_2:
             if shape is not None:
                 raise CorruptError("it has two shapes")
             shape = shapes.get(value)
             if shape is None:
                 shape = shapes[value] = _shape(value)
-        elif number == 7:
+        elif tag == _MESSAGE_7:
             slices.append(_slice(value))
     if (shard | offset | size) >> 63:
         raise CorruptError("its shard, offset or size is negative")
     return Entry(dtype, shape or (), shard, offset, size, crc, tuple(slices))
 
 
+def _number(data: bytes, tag: int, default: int = 0) -> int:
+    """A number in a message, the last one if it is there more than once."""
+    return int(dict(fields(data)).get(tag, default))
+
+
 def _shape(data: bytes) -> Shape:
     shape: list[int] = []
-    for number, _, value in fields(data):
-        if number == 3 and value:
+    for tag, value in fields(data):
+        if tag == _NUMBER_3 and value:
             raise CorruptError("its shape is unknown")
-        if number == 2 and isinstance(value, bytes):
-            size = 0
-            for part, _, extent in fields(value):
-                if part == 1 and isinstance(extent, int):
-                    size = extent
+        if tag == _MESSAGE_2:
+            size = _number(value, _NUMBER_1)
             if size >> 63:
                 raise CorruptError(f"its shape has an axis of {signed(size)}")
             shape.append(size)
@@ -126,12 +125,8 @@ def _shape(data: bytes) -> Shape:
 
 
 def _slice(data: bytes) -> Slice:
-    extents = []
-    for number, _, value in fields(data):
-        if number == 1 and isinstance(value, bytes):
-            found = {part: signed(extent) for part, _, extent in fields(value) if isinstance(extent, int)}
-            extents.append(Extent(found.get(1, 0), found.get(2, -1)))
-    return tuple(extents)
+    messages = (value for tag, value in fields(data) if tag == _MESSAGE_1)
+    return tuple(Extent(signed(_number(one, _NUMBER_1)), signed(_number(one, _NUMBER_2, _ALL))) for one in messages)
 
 
 def format_entry(entry: Entry) -> bytes:

@@ -7,10 +7,10 @@ TensorFlow restores it cuts the key there, so no other key will do. full_name is
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import NamedTuple
 
-from wtool.formats.protobuf import bytes_field, fields, number_field, text_field
+from wtool.formats.protobuf import BYTES, VARINT, bytes_field, fields, number_field, text_field
 from wtool.keys import TF_SUFFIX, short_key
 
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -18,86 +18,115 @@ SLOT = "/.OPTIMIZER_SLOT/"
 _ATTRIBUTES = "/.ATTRIBUTES/"
 _VALUE = "VARIABLE_VALUE"
 _HAS_VALUES = bytes_field(5, number_field(1, 1))
-
-
-class Slot(NamedTuple):
-    """A variable that an optimizer keeps for another one. Variables are numbers of nodes."""
-
-    variable: int
-    name: str
-    node: int
+_NUMBER_1, _NUMBER_3 = (number << 3 | VARINT for number in (1, 3))
+_MESSAGE_1, _MESSAGE_2, _MESSAGE_3 = (number << 3 | BYTES for number in (1, 2, 3))
 
 
 class Attribute(NamedTuple):
+    """A value of the object number `node`."""
+
+    node: int
     full_name: str
     key: str
 
 
-class Node(NamedTuple):
-    """An object: its children by name, its values, and (an optimizer's) slots."""
+class Slot(NamedTuple):
+    """A variable (node number `node`) that an optimizer (`owner`) keeps for another one (`variable`)."""
 
-    children: list[tuple[str, int]]
+    owner: int
+    variable: int
+    node: int
+
+
+class Graph(NamedTuple):
+    """Objects by number, 0 the root. `children` has (name, number) of those objects that have any."""
+
+    children: dict[int, list[tuple[str, int]]]
     attributes: list[Attribute]
     slots: list[Slot]
 
 
-def parse_graph(data: bytes) -> list[Node]:
-    """The nodes, the root first. References to nodes that are not there are left out. CorruptError if it is malformed."""
-    raw = [value for number, _, value in fields(data) if number == 1 and isinstance(value, bytes)]
-    count = len(raw)
-    nodes = []
-    for message in raw:
-        node = Node([], [], [])
-        for number, _, value in fields(message):
-            if not isinstance(value, bytes) or number > 3:
-                continue
-            part = {index: found for index, _, found in fields(value)}
-            if number == 1 and 0 <= _number(part, 1) < count:
-                node.children.append((_text(part, 2), _number(part, 1)))
-            elif number == 2:
-                node.attributes.append(Attribute(_text(part, 2), _text(part, 3)))
-            elif number == 3 and max(_number(part, 1), _number(part, 3)) < count:
-                node.slots.append(Slot(_number(part, 1), _text(part, 2), _number(part, 3)))
-        nodes.append(node)
-    return nodes
+EMPTY = Graph({}, [], [])
 
 
-def _number(part: Mapping[int, int | bytes], index: int) -> int:
-    value = part.get(index, 0)
-    return value if isinstance(value, int) else 0
-
-
-def _text(part: Mapping[int, int | bytes], index: int) -> str:
-    value = part.get(index, b"")
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+def parse_graph(data: bytes) -> Graph:
+    """References to objects that are not there are left out. CorruptError if the message is malformed."""
+    nodes = [value for tag, value in fields(data) if tag == _MESSAGE_1]
+    count = len(nodes)
+    graph = Graph({}, [], [])
+    for number, node in enumerate(nodes):
+        children = []
+        for tag, value in fields(node):
+            if tag == _MESSAGE_1:
+                part = dict(fields(value))
+                child = part.get(_NUMBER_1, 0)
+                if child < count:
+                    children.append((part.get(_MESSAGE_2, b"").decode("utf-8", "replace"), child))
+            elif tag == _MESSAGE_2:
+                part = dict(fields(value))
+                full_name, key = part.get(_MESSAGE_2, b""), part.get(_MESSAGE_3, b"")
+                graph.attributes.append(
+                    Attribute(number, full_name.decode("utf-8", "replace"), key.decode("utf-8", "replace"))
+                )
+            elif tag == _MESSAGE_3:
+                part = dict(fields(value))
+                variable, kept = part.get(_NUMBER_1, 0), part.get(_NUMBER_3, 0)
+                if max(variable, kept) < count:
+                    graph.slots.append(Slot(number, variable, kept))
+        if children:
+            graph.children[number] = children
+    return graph
 
 
 def prune_graph(data: bytes, keys: Container[str]) -> bytes:
     """The graph without the values whose key is not among `keys`, and without the slots that thereby hold nothing."""
-    empty = {
-        number
-        for number, node in enumerate(parse_graph(data))
-        if node.attributes and not any(attribute.key in keys for attribute in node.attributes)
-    }
+    attributes = parse_graph(data).attributes
+    full = {attribute.node for attribute in attributes if attribute.key in keys}
+    empty = {attribute.node for attribute in attributes} - full
     out = []
-    for _, _, message in fields(data):
+    for message, node in fields(data):
         kept = []
-        for number, _, value in fields(message if isinstance(message, bytes) else b""):
-            if not isinstance(value, bytes):
-                continue  # a node has no numbers
-            part = {index: found for index, _, found in fields(value)} if number in (2, 3) else {}
-            if (number == 2 and _text(part, 3) not in keys) or (number == 3 and _number(part, 3) in empty):
+        for tag, value in fields(node) if message == _MESSAGE_1 else ():
+            if tag == _MESSAGE_2 and dict(fields(value)).get(_MESSAGE_3, b"").decode("utf-8", "replace") not in keys:
                 continue
-            kept.append(bytes_field(number, value))
+            if tag == _MESSAGE_3 and dict(fields(value)).get(_NUMBER_3, 0) in empty:
+                continue
+            if tag & 7 == BYTES:  # there is nothing else in a node
+                kept.append(bytes_field(tag >> 3, value))
         out.append(bytes_field(1, b"".join(kept)))
     return b"".join(out)
 
 
-class Tree(NamedTuple):
-    """A graph as bytes, and for each plain key the further key that objects can be restored by."""
+def aliases(keys: Collection[str]) -> dict[str, str]:
+    """The object key under which each plain key can stand as well: its parts as a path.
 
-    graph: bytes
-    aliases: dict[str, str]
+    Plain keys whose path is not unique, leads on to another key, or has an empty part get none: they have only their name.
+    """
+    paths: dict[str, list[str]] = {}
+    for key in keys:
+        if not is_object_key(key):
+            paths.setdefault(key.replace(".", "/"), []).append(key)
+    branches: set[str] = set()
+    for path in paths:
+        above = path.rpartition("/")[0]
+        while above and above not in branches:
+            branches.add(above)
+            above = above.rpartition("/")[0]
+    taken = set(keys)
+    return {
+        same[0]: alias(same[0])
+        for path, same in paths.items()
+        if len(same) == 1 and path not in branches and alias(same[0]) not in taken and "" not in path.split("/")
+    }
+
+
+def is_object_key(key: str) -> bool:
+    return _ATTRIBUTES in key
+
+
+def alias(key: str) -> str:
+    """The object key of a plain key."""
+    return key.replace(".", "/") + TF_SUFFIX
 
 
 class _Object:
@@ -108,25 +137,22 @@ class _Object:
     def __init__(self) -> None:
         self.children: dict[str, int] = {}
         self.attributes: list[tuple[str, str, str]] = []  # name, full_name, key
-        self.slots: list[Slot] = []
+        self.slots: list[tuple[int, str, int]] = []  # variable, name, node
 
 
-def build_graph(keys: Iterable[str]) -> Tree:
+def build_graph(keys: Iterable[str], also: Mapping[str, str]) -> bytes:
     """The graph of the objects that the keys form, the parts of a key being the names of children.
 
-    Plain keys (`encoder.0.kernel`, `bert/encoder/kernel`) are cut at `/` and `.` and get an alias that ends as object keys do.
-    Plain keys whose path is not unique, leads on to another key, or has an empty part are left out: they have only their name.
+    Plain keys (`encoder.0.kernel`, `bert/encoder/kernel`) are in it by their alias, the object key that `also` gives.
     """
-    keys = list(keys)
     objects = [_Object()]
-    aliases = _aliases(keys)
     slots = []
     for key in keys:
         path, found, name = key.rpartition(_ATTRIBUTES)
         if not found:
-            if key in aliases:
-                node = _grow(objects, short_key(aliases[key]).split("/"))
-                objects[node].attributes.append((_VALUE, key, aliases[key]))
+            if key in also:
+                node = _grow(objects, short_key(also[key]).split("/"))
+                objects[node].attributes.append((_VALUE, key, also[key]))
         elif SLOT in path:
             slots.append((path, name, key))
         else:
@@ -139,24 +165,10 @@ def build_graph(keys: Iterable[str]) -> Tree:
         objects[number].attributes.append((name, path, key))
         target = _grow(objects, map(_unescaped, variable.split("/")))
         optimizer = _grow(objects, map(_unescaped, owner.split("/")))
-        objects[optimizer].slots.append(Slot(target, _unescaped(leaf), number))
+        objects[optimizer].slots.append((target, _unescaped(leaf), number))
     # tf.train.Checkpoint.restore() wants its own save_counter matched as well; one without a value will do.
     _grow(objects, ["save_counter"])
-    return Tree(b"".join(bytes_field(1, _message(node)) for node in objects), aliases)
-
-
-def _aliases(keys: list[str]) -> dict[str, str]:
-    taken = set(keys)
-    paths: dict[str, list[str]] = {}
-    for key in keys:
-        if _ATTRIBUTES not in key:
-            paths.setdefault(key.replace(".", "/"), []).append(key)
-    branches = {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
-    return {
-        same[0]: path + TF_SUFFIX
-        for path, same in paths.items()
-        if len(same) == 1 and path not in branches and path + TF_SUFFIX not in taken and "" not in path.split("/")
-    }
+    return b"".join(bytes_field(1, _message(node)) for node in objects)
 
 
 def _grow(objects: list[_Object], path: Iterable[str]) -> int:
@@ -179,12 +191,12 @@ def _unescaped(part: str) -> str:
 def _message(node: _Object) -> bytes:
     children = (number_field(1, number) + text_field(2, name) for name, number in node.children.items())
     values = (text_field(1, name) + text_field(2, full) + text_field(3, key) for name, full, key in node.attributes)
-    slots = (number_field(1, slot.variable) + text_field(2, slot.name) + number_field(3, slot.node) for slot in node.slots)
+    slots = (number_field(1, target) + text_field(2, name) + number_field(3, number) for target, name, number in node.slots)
     return b"".join(
         (
             *(bytes_field(1, part) for part in children),
             *(bytes_field(2, part) for part in values),
             *(bytes_field(3, part) for part in slots),
-            _HAS_VALUES if node.children or node.attributes else b"",
+            _HAS_VALUES,
         )
     )

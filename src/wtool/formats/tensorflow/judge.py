@@ -10,7 +10,7 @@ from typing import Any
 from wtool.adapter import Judged
 from wtool.dtypes import BY_TF
 from wtool.errors import MissingExtraError, VerifyError
-from wtool.formats.tensorflow.graph import KEY, parse_graph
+from wtool.formats.tensorflow.graph import alias, is_object_key
 from wtool.formats.tensorflow.place import INDEX
 
 
@@ -38,16 +38,10 @@ def judge(path: str) -> Iterator[Judged]:
     try:
         reader = tf.train.load_checkpoint(prefix)
         dtypes = reader.get_variable_to_dtype_map()
-        repeated = _repeated(reader.get_tensor(KEY), dtypes) if KEY in dtypes else set()
+        repeated = {alias(key) for key in dtypes if not is_object_key(key)}
         for key in sorted(dtypes):
             dtype = BY_TF.get(dtypes[key].as_datatype_enum)
             if dtype is not None and key not in repeated:
                 yield Judged(key, dtype.name, reader.get_tensor(key))
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise VerifyError(f"TensorFlow does not read it: {str(error).splitlines()[0]}", path=path) from None
-
-
-def _repeated(graph: bytes, keys: object) -> set[str]:
-    assert isinstance(keys, dict)
-    attributes = (attribute for node in parse_graph(graph) for attribute in node.attributes)
-    return {one.key for one in attributes if one.full_name in keys and one.full_name != one.key}

@@ -17,9 +17,9 @@ from wtool.dtypes import BY_TF, DType
 from wtool.errors import CorruptError, LimitError, NotFoundError, TruncatedError, UnsupportedError, WtoolError
 from wtool.formats.sstable import read_table
 from wtool.formats.tensorflow.bundle import OTHER_TYPES, STRING, Entry, parse_entry, parse_header, slice_key
-from wtool.formats.tensorflow.graph import KEY, Node, parse_graph
+from wtool.formats.tensorflow.graph import EMPTY, KEY, Graph, alias, is_object_key, parse_graph
 from wtool.formats.tensorflow.place import INDEX, Place, locate, shard_name
-from wtool.formats.tensorflow.sections import framework, sections
+from wtool.formats.tensorflow.sections import framework, sections, worth_parsing
 from wtool.formats.tensorflow.strings import decode, plain
 from wtool.tensor import Box, LazyTensor, Shape, TensorSpec, c_strides
 
@@ -91,7 +91,10 @@ class _Bundle:
     def checkpoint(self, path: str) -> Checkpoint:
         found: list[tuple[_Range, LazyTensor]] = []
         extras: dict[str, Any] = {}
+        hidden = self._repeated()
         for key, entry in self._entries.items():
+            if key in hidden:
+                continue
             before = len(self._ranges)
             dtype = BY_TF.get(entry.dtype)
             if dtype is None:
@@ -103,10 +106,10 @@ class _Bundle:
             found.append((at._replace(key=key), tensor))
         self._check_ranges()
         found.sort(key=lambda row: row[0])
-        raw = extras.get(KEY)
-        nodes = self._graph(raw) if isinstance(raw, bytes) else []
-        hidden = self._aliases(nodes)
-        tensors = {at.key: tensor for at, tensor in found if at.key not in hidden}
+        tensors = {at.key: tensor for at, tensor in found}
+        raw = extras.get(KEY, b"")
+        raw = raw if isinstance(raw, bytes) else b""
+        graph = self._graph(raw) if worth_parsing(raw) else EMPTY
         self._notice(len(tensors))
         table = self._place.table
         return Checkpoint(
@@ -116,10 +119,10 @@ class _Bundle:
                 "tensorflow",
                 self._place.variant,
                 ((table.name, table.size), *((shard.name, shard.size) for _, shard in sorted(self._shards.items()))),
-                framework(nodes),
+                framework(raw),
             ),
             extras=extras,
-            sections=sections(tensors, nodes),
+            sections=sections(tensors, graph),
             warnings=tuple(self._warnings),
         )
 
@@ -208,12 +211,12 @@ class _Bundle:
             return strings[0]
         return plain(strings, entry.shape)
 
-    def _graph(self, raw: bytes) -> list[Node]:
+    def _graph(self, raw: bytes) -> Graph:
         try:
             return parse_graph(raw)
         except CorruptError as error:
             self._warnings.append(Warning("object-graph", f"the object graph cannot be read ({error.message})"))
-            return []
+            return EMPTY
 
     def _check_ranges(self) -> None:
         """Two tensors may be the same bytes, but not share some. Counts what no tensor covers."""
@@ -231,17 +234,11 @@ class _Bundle:
         if unused:
             self._warnings.append(Warning("unused-bytes", f"{unused} bytes of the data shards belong to no tensor"))
 
-    def _aliases(self, nodes: list[Node]) -> set[str]:
-        """Keys that only repeat, for the object graph, a variable that has a plain key too (see graph.build_graph)."""
-        hidden = set()
-        for node in nodes:
-            for attribute in node.attributes:
-                if attribute.key == attribute.full_name:
-                    continue
-                entry, named = self._entries.get(attribute.key), self._entries.get(attribute.full_name)
-                if entry is not None and entry == named and not entry.slices:
-                    hidden.add(attribute.key)
-        return hidden
+    def _repeated(self) -> set[str]:
+        """Object keys that only repeat a plain one, so that objects can be restored (see writer)."""
+        entries = self._entries
+        pairs = ((alias(key), entry) for key, entry in entries.items() if not (entry.slices or is_object_key(key)))
+        return {repeat for repeat, entry in pairs if entries.get(repeat) == entry}
 
     def _notice(self, count: int) -> None:
         if self._slices:

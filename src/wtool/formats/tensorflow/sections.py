@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterable
 
 from wtool.checkpoint import Section, SectionKind
-from wtool.formats.tensorflow.graph import SLOT, Node
+from wtool.formats.tensorflow.graph import SLOT, Graph
 from wtool.keys import short_key
 
 # The optimizers' own scopes and slots, as tf.compat.v1.train, tf.keras.optimizers and BERT's AdamW name them.
@@ -17,16 +17,18 @@ _OPTIMIZER = re.compile(r"_?(?:\w+_)?optimizers?", re.IGNORECASE)
 _COUNTERS = {"global_step", "save_counter", "step", "epoch", "train_step"}
 _STATE = {"learning_rate", "iter", "iterations", "beta1_power", "beta2_power"}
 _METRICS = {"metrics", "_metrics", "_compile_metrics", "_loss_tracker", "compiled_metrics", "compiled_loss", "keras_api"}
-_KERAS = {"_operations", "_functional", "_trainable_variables", "_kernel", "layer_with_weights-0", "layer-0", "keras_api"}
+# Names of children as they stand in a graph: field 2, length, text.
+_KERAS = re.compile(rb"\x12(?:\x0b_operations|\x0b_functional|\x14_trainable_variables|\x07_kernel|\x07layer-0|\x09keras_api)")
+_TELLING = re.compile("|".join(("[oO]ptimizer", SLOT.strip("/."), *sorted(_METRICS))).encode())
 
 _SECTIONS: tuple[tuple[str, SectionKind], ...] = (
     ("model", "model"), ("ema", "ema"), ("optimizer", "optimizer"), ("other", "other"),
 )  # fmt: skip
 
 
-def sections(keys: Iterable[str], nodes: list[Node]) -> tuple[Section, ...]:
+def sections(keys: Iterable[str], graph: Graph) -> tuple[Section, ...]:
     """The sections that have a key, each with its keys in the order given."""
-    by_graph = _by_graph(nodes)
+    by_graph = _by_graph(graph)
     keys = list(keys)
     known = set(keys)
     kept: dict[SectionKind, list[str]] = {}
@@ -35,39 +37,44 @@ def sections(keys: Iterable[str], nodes: list[Node]) -> tuple[Section, ...]:
     return tuple(Section(name, kind, tuple(kept[kind])) for name, kind in _SECTIONS if kind in kept)
 
 
-def framework(nodes: list[Node]) -> str:
-    return "Keras" if any(name in _KERAS for node in nodes for name, _ in node.children) else "TensorFlow"
+def framework(graph: bytes) -> str:
+    return "Keras" if _KERAS.search(graph) else "TensorFlow"
 
 
-def _by_graph(nodes: list[Node]) -> dict[str, SectionKind]:
+def worth_parsing(graph: bytes) -> bool:
+    """Whether the graph can tell more than the keys do: of weights alone it cannot, and 100,000 of them take a second."""
+    return bool(_TELLING.search(graph))
+
+
+def _by_graph(graph: Graph) -> dict[str, SectionKind]:
     """What a variable is, by who owns it.
 
     An optimizer refers to the model's variables too, and a variable's key tells only the shortest way to it: in Keras 3 the
-    weights of a model lie under `optimizer/_trainable_variables`. So what the model reaches on its own is the model's.
+    weights of a model lie under `optimizer/_trainable_variables`. What the model reaches on its own is the model's.
     """
-    optimizers = {number for number, node in enumerate(nodes) if node.slots}
+    optimizers = {slot.owner for slot in graph.slots}
     others: set[int] = set()
-    slots = {slot.node for node in nodes for slot in node.slots}
-    for number, node in enumerate(nodes):
-        for name, child in node.children:
-            if _OPTIMIZER.fullmatch(name):
-                optimizers.add(child)
-            elif name in _METRICS or (not number and name in _COUNTERS):
+    slots = {slot.node for slot in graph.slots}
+    for number, children in graph.children.items():
+        for name, child in children:
+            if name in _METRICS or (not number and name in _COUNTERS):
                 others.add(child)
+            elif "ptimizer" in name and _OPTIMIZER.fullmatch(name):
+                optimizers.add(child)
     optimizers.discard(0)
-    kinds: dict[str, SectionKind] = {}
-    seen: set[int] = optimizers | others | slots
-    for kind, roots in (("model", {0} if nodes else set()), ("optimizer", optimizers | slots), ("other", others)):
-        todo = list(roots)
+    seen: dict[int, SectionKind] = dict.fromkeys(others, "other")
+    seen.update(dict.fromkeys(optimizers | slots, "optimizer"))
+    searches: list[tuple[SectionKind, list[int]]] = [
+        ("model", [0]), ("optimizer", [*optimizers, *slots]), ("other", [*others]),
+    ]  # fmt: skip
+    for kind, roots in searches:
+        todo = roots
         while todo:
-            number = todo.pop()
-            for attribute in nodes[number].attributes:
-                kinds.setdefault(attribute.key, kind)  # type: ignore[arg-type]
-            for _, child in nodes[number].children:
+            for _, child in graph.children.get(todo.pop(), ()):
                 if child not in seen:
-                    seen.add(child)
+                    seen[child] = kind
                     todo.append(child)
-    return kinds
+    return {attribute.key: seen.get(attribute.node, "model") for attribute in graph.attributes}
 
 
 def _by_name(key: str, known: Container[str]) -> SectionKind:

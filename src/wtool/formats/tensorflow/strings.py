@@ -1,8 +1,8 @@
 """String tensors: as TensorFlow lays them out in a data shard, and as plain values.
 
 Layout (WriteStringTensor in core/util/tensor_bundle/tensor_bundle.cc): the length of every string as a varint, the masked
-crc32c of the lengths (each taken as a u32, or as a u64 where it does not fit), then all the bytes. The entry's checksum goes over
-lengths (so taken), their checksum as it is stored, and bytes.
+crc32c of the lengths (each taken as a u32, or as a u64 where it does not fit), then all the bytes. The entry's checksum goes
+over lengths (so taken), their checksum as it is stored, and bytes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 from wtool.checkpoint import Checkpoint, Opaque, Source
 from wtool.dtypes import BY_TF
 from wtool.errors import CorruptError, TruncatedError
+from wtool.formats.tensorflow.graph import EMPTY
 from wtool.formats.tensorflow.judge import load_tensorflow
 from wtool.formats.tensorflow.place import Place
 from wtool.formats.tensorflow.sections import sections
@@ -35,7 +36,7 @@ def open_v1(place: Place) -> Checkpoint:
             size *= extent
         tensors[key] = LazyTensor.contiguous(key, dtype, tuple(shape), _Values(path, key, size), 0)
     source = Source(path, "tensorflow", "v1", ((path, place.table.size),), "TensorFlow")
-    return Checkpoint(tensors, source, extras=extras, sections=sections(tensors, []))
+    return Checkpoint(tensors, source, extras=extras, sections=sections(tensors, EMPTY))
 
 
 class _Values:

@@ -15,7 +15,7 @@ from wtool.adapter import SaveRequest
 from wtool.errors import DtypeError, UnsupportedError, UsageError
 from wtool.formats.sstable import mask, write_table
 from wtool.formats.tensorflow.bundle import STRING, Entry, format_entry, format_header
-from wtool.formats.tensorflow.graph import KEY, build_graph, parse_graph, prune_graph
+from wtool.formats.tensorflow.graph import KEY, aliases, build_graph, parse_graph, prune_graph
 from wtool.formats.tensorflow.place import INDEX, STATE, shard_name
 from wtool.formats.tensorflow.strings import encode
 from wtool.plan import Layout, OutputFile, Patch, Slot
@@ -29,13 +29,13 @@ class BundleSink:
 
     layout: Layout
     entries: tuple[tuple[str, Entry], ...]
-    aliases: Mapping[str, str]
+    also: Mapping[str, str]
     graph: Entry
 
     def finish(self, checksums: Mapping[str, int]) -> Iterable[Patch]:
         """The whole index file. `checksums` are the crc32c (not masked) of every slot's bytes, 0 for one without bytes."""
         sums = {key: mask(checksums[key]) for key, _ in self.entries}
-        return (Patch(len(self.layout.files) - 1, 0, _index(self.entries, self.aliases, self.graph, sums)),)
+        return (Patch(len(self.layout.files) - 1, 0, _index(self.entries, self.also, self.graph, sums)),)
 
 
 def create(request: SaveRequest) -> BundleSink:
@@ -54,7 +54,7 @@ def create(request: SaveRequest) -> BundleSink:
         entries.append((spec.key, Entry(spec.dtype.tf, spec.shape, 0, offset, spec.nbytes, 0)))
         slots.append(Slot(spec.key, 0, offset, spec.nbytes))
         offset += spec.nbytes
-    graph, aliases = _graph([key for key, _ in entries], request.structure)
+    graph, also = _graph([key for key, _ in entries], request.structure)
     data, crc = encode(graph)
     graph_entry = Entry(STRING, (), 0, offset, len(data), crc)
     prefix = _IN_FOLDER if request.folder else basename(request.target.removesuffix(INDEX))
@@ -67,9 +67,9 @@ def create(request: SaveRequest) -> BundleSink:
         files.append(OutputFile(STATE, len(state)))
         patches.append(Patch(1, 0, state))
     # Checksums have a fixed width, so the index is already as long as it will be.
-    files.append(OutputFile(prefix + INDEX, len(_index(entries, aliases, graph_entry, {}))))
+    files.append(OutputFile(prefix + INDEX, len(_index(entries, also, graph_entry, {}))))
     layout = Layout(tuple(files), tuple(patches), tuple(slots), folder=request.folder, checksum="crc32c")
-    return BundleSink(layout, tuple(entries), aliases, graph_entry)
+    return BundleSink(layout, tuple(entries), also, graph_entry)
 
 
 def _check(key: str) -> None:
@@ -84,21 +84,19 @@ def _check(key: str) -> None:
 
 def _graph(keys: list[str], original: object) -> tuple[bytes, dict[str, str]]:
     if isinstance(original, bytes):
-        stored = {attribute.key for node in parse_graph(original) for attribute in node.attributes}
+        stored = {attribute.key for attribute in parse_graph(original).attributes}
         if stored.issuperset(keys):
             return (original if stored == set(keys) else prune_graph(original, set(keys))), {}
-    tree = build_graph(keys)
-    return tree.graph, tree.aliases
+    also = aliases(keys)
+    return build_graph(keys, also), also
 
 
-def _index(
-    entries: Iterable[tuple[str, Entry]], aliases: Mapping[str, str], graph: Entry, checksums: Mapping[str, int]
-) -> bytes:
+def _index(entries: Iterable[tuple[str, Entry]], also: Mapping[str, str], graph: Entry, checksums: Mapping[str, int]) -> bytes:
     """The index file; sums that are not known yet count as 0."""
     table = {KEY.encode(): format_entry(graph)}
     for key, entry in entries:
         value = format_entry(entry._replace(crc=checksums.get(key, 0)))
         table[key.encode()] = value
-        if key in aliases:
-            table[aliases[key].encode()] = value
+        if key in also:
+            table[also[key].encode()] = value
     return write_table([(b"", format_header(1)), *sorted(table.items())])
