@@ -24,6 +24,7 @@ from wtool.errors import (
     TiedError,
     UsageError,
     WriteError,
+    WtoolError,
 )
 from wtool.keys import natural
 from wtool.plan import WritePlan, plan_write
