@@ -21,6 +21,8 @@ SCHEMA = "wtool.inspect/1"
 _FAMILIES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 _LINES = 24  # lines of metadata, extras, ties and names that people see unless they ask for all
 _WORDS = ("digest", "values")  # added columns that are no numbers
+_DANGER = "dangerous-globals"  # the code of a reader's own warning
+_SETTINGS = ("hyper_parameters", "hparams", "args", "cfg", "config", "train_args", "model_args")
 _WIDTHS = (("f32", 32), ("f16", 16), ("int8", 8), ("int4", 4))
 
 Values = Mapping[str, Mapping[str, Any]]
@@ -246,13 +248,16 @@ def _flat(tensors: list[LazyTensor], view: View, cells: Cells) -> Table:
     elif view.sort == "key":
         tensors = sorted(tensors, key=lambda tensor: natural(tensor.key))
     titles = list(dict.fromkeys(title for row in cells.values() for title in row))
-    columns = (*_TREE, *(Column(title, number=title not in _WORDS, keep=True) for title in titles))
+    # Beside numbers of the values there is no room for what the dtype and the shape tell already.
+    base = _TREE[:3] if titles else _TREE
+    columns = (*base, *(Column(title, number=title not in _WORDS, keep=True) for title in titles))
     rows = []
     for tensor in tensors:
         spec = tensor.spec
         found = cells.get(spec.key, {})
         more = (found.get(title, "-") for title in titles)
-        rows.append(Row((short_key(spec.key), spec.dtype.name, _shape(spec.shape), format_size(spec.nbytes), *more)))
+        cells_of = (short_key(spec.key), spec.dtype.name, _shape(spec.shape), format_size(spec.nbytes))
+        rows.append(Row((*cells_of[: len(base)], *more)))
     return Table(columns, tuple(rows))
 
 
@@ -261,7 +266,7 @@ def _others(data: Mapping[str, Any], view: View) -> list[Block]:
     blocks: list[Block] = []
     tied = [(short_key(group[0]), " = ".join(map(short_key, group[1:]))) for group in data["tied"]]
     metadata = [(key, short(value)) for key, value in sorted(data["metadata"].items())]
-    extras = list(lines(data["extras"]))
+    extras = list(lines(_by_interest(data["extras"])))
     for title, rows in (("Tied", tied), ("Metadata", metadata), ("Extras", extras)):
         if rows:
             blocks += _facts_cut(title, rows, None if view.verbose else _LINES)
@@ -273,10 +278,24 @@ def _others(data: Mapping[str, Any], view: View) -> list[Block]:
     if unknown:
         names = [(name, "unknown") for name in unknown]
         blocks += _facts_cut("Names that the pickle would import (none was)", names, None if view.verbose else _LINES)
-    blocks += [Note(warning["message"], "warning") for warning in data["warnings"]]
-    for name in dangerous:
-        blocks.append(Note(f"a pickle in this file would call {name} when loaded; wtool did not", "danger"))
+    said = False
+    for warning in data["warnings"]:
+        said = said or warning["code"] == _DANGER
+        blocks.append(Note(warning["message"], "danger" if warning["code"] == _DANGER else "warning"))
+    if dangerous and not said:
+        blocks.append(Note(f"loading this with pickle would call {', '.join(dangerous)}; wtool called nothing", "danger"))
     return blocks
+
+
+def _by_interest(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Single values (epoch, step) first, then hyper-parameters, then the state of whatever else was saved."""
+
+    def rank(item: tuple[str, Any]) -> int:
+        if not isinstance(item[1], (dict, list)):
+            return 0
+        return 1 if item[0] in _SETTINGS else 2
+
+    return dict(sorted(extras.items(), key=rank))
 
 
 def _facts_cut(title: str, rows: list[tuple[str, str]], most: int | None) -> list[Block]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wtool.checkpoint import Node, Opaque, TensorRef
+from wtool.keys import short_key
 
 _NODES = 20_000  # values shown in all
 _DEPTH = 40
@@ -33,7 +34,7 @@ class Plain:
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, (bytes, bytearray)):
-            return f"{bytes(value[:_HEAD])!r}{'...' if len(value) > _HEAD else ''} ({len(value)} bytes)"
+            return {"bytes": len(value), "head": value[:_HEAD].hex()}
         if isinstance(value, complex):
             return [value.real, value.imag]
         if isinstance(value, Opaque):
@@ -80,11 +81,13 @@ def lines(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Plain values as (dotted path, short text) for people, a line for each leaf or short list."""
     if isinstance(value, dict) and list(value) == ["class"]:
         yield path, f"<{value['class']}>"
+    elif isinstance(value, dict) and list(value) == ["bytes", "head"]:
+        yield path, f"<{value['bytes']:,} bytes>"
     elif isinstance(value, dict) and list(value) == ["tensor"]:
         yield path, f"<tensor {value['tensor']}>"
     elif isinstance(value, dict) and (value or not path):
         for key, item in value.items():
-            yield from lines(item, f"{path}.{key}" if path else key)
+            yield from lines(item, f"{path}.{short_key(key)}" if path else short_key(key))
     elif isinstance(value, list) and any(isinstance(item, (dict, list)) and item for item in value):
         for index, item in enumerate(value):
             yield from lines(item, f"{path}.{index}")

@@ -159,7 +159,7 @@ def _warn(console: Console, checkpoint: Checkpoint, plan: SavePlan) -> None:
     for warning in checkpoint.warnings:
         console.warn(warning.message, checkpoint.source.path)
     dangerous = [found.name for found in checkpoint.globals if found.verdict == "dangerous"]
-    if dangerous:
+    if dangerous and not any(warning.code == "dangerous-globals" for warning in checkpoint.warnings):
         console.warn(
             f"loading this with pickle would call {', '.join(dangerous)}; wtool called nothing and writes only tensors",
             checkpoint.source.path,

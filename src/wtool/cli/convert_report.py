@@ -102,7 +102,7 @@ def _facts(data: Mapping[str, Any]) -> Facts:
         rows += [("", f"{file['path']}, {format_size(file['bytes'])}") for file in files]
     rows.append(("tensors", f"{data['tensors']:,}, {format_size(data['tensor_bytes'])}"))
     for cast in data["dtype_changes"]:
-        text = f"{cast['from']} -> {cast['to']}, {cast['tensors']:,} tensors"
+        text = f"{cast['from']} -> {cast['to']}, {cast['tensors']:,} {'tensor' if cast['tensors'] == 1 else 'tensors'}"
         if cast["overflow"]:
             text += f", {cast['overflow']:,} values overflow to Inf"
         if cast["underflow"]:
@@ -111,11 +111,16 @@ def _facts(data: Mapping[str, Any]) -> Facts:
     if data["renamed"]:
         rows.append(("renamed", f"{data['renamed']:,} keys"))
     if data["tied"]:
-        rows.append(("tied", f"{len(data['tied']):,} groups, {data['tied_policy']}"))
+        rows.append(
+            ("tied", f"{len(data['tied']):,} {'group' if len(data['tied']) == 1 else 'groups'}, {data['tied_policy']}")
+        )
     rows.append(("copied", f"{format_size(data['copied_bytes'])} as they are"))
-    if data["losses"]:
-        word = "would be lost" if dry else "lost"
-        rows.append((word, f"{len(data['losses']):,}, see below"))
+    kinds: dict[str, list[str]] = {}
+    for loss in data["losses"]:
+        many = f" ({loss['count']:,})" if loss["count"] != 1 else ""
+        kinds.setdefault(loss["kind"], []).append(f"{loss['name']}{many}")
+    for kind, names in kinds.items():
+        rows.append(("would be lost" if dry else "lost", f"{kind} {', '.join(names)}"))
     if dry:
         rows.append(("memory", f"at most {format_size(data['peak_memory'])} for blocks"))
     else:

@@ -128,10 +128,10 @@ def _values(
             measured = measure(chosen, options.worker_count(jobs), advance)
         for key, found in measured.items():
             values[key]["stats"] = asdict(found)
-            numbers = {"min": found.min, "max": found.max, "mean": found.mean, "std": found.std, "l2": found.l2}
-            cells[key] |= {name: "-" if value is None else f"{value:.4g}" for name, value in numbers.items()}
-            cells[key] |= {"zeros": f"{found.zeros:,}", "nan": f"{found.nan:,}", "inf": f"{found.inf:,}"}
             cells[key]["values"] = sparkline(found.histogram)
+            numbers = {"min": found.min, "max": found.max, "mean": found.mean, "std": found.std, "L2": found.l2}
+            cells[key] |= {name: "-" if value is None else f"{value:.3g}" for name, value in numbers.items()}
+            cells[key] |= {"zeros": f"{found.zeros:,}", "NaN": f"{found.nan:,}", "Inf": f"{found.inf:,}"}
     if digest:
         from wtool.analysis.digest import digest as fingerprint
 

@@ -15,6 +15,7 @@ _STYLES = {
     "danger": "\x1b[1;31m",
     "cyan": "\x1b[36m",
 }
+_ASCII = str.maketrans({"×": "x"} | dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)))
 _GAP = 2  # columns between columns
 _LEAST = 12  # a column is never made narrower than this
 _BAR = 30
@@ -37,7 +38,7 @@ class _Page:
         return f"{_STYLES[style]}{text}{_RESET}" if self.color and text else text
 
     def report(self, report: Report) -> str:
-        parts = [self.paint(self.safe(report.title), "bold") + "\n"]
+        parts = [self.paint(self.wrap(self.safe(report.title)), "bold") + "\n"]
         previous: Block | None = None
         for block in report.blocks:
             # Notes stand together, and the first facts right under the title.
@@ -57,7 +58,7 @@ class _Page:
 
     def safe(self, text: str) -> str:
         text = printable(text)
-        return text if self.unicode else text.replace("×", "x")
+        return text if self.unicode else text.translate(_ASCII)
 
     def title(self, title: str | None) -> str:
         return f"{self.paint(self.safe(title), 'bold')}\n" if title else ""
@@ -103,7 +104,13 @@ class _Page:
         for cell, width, number in zip(cells, widths, numbers, strict=True):
             cell = self.fit(cell, width)
             shown.append(" " * (width - columns(cell)) + cell if number else pad(cell, width))
-        return (" " * _GAP).join(shown).rstrip()
+        text = (" " * _GAP).join(shown).rstrip()
+        if self.width is None or columns(text) + 2 <= self.width:
+            return text
+        # Too many columns for this terminal: what stands on the right is left out rather than wrapped.
+        while columns(text) + 3 > self.width:
+            text = text[:-1]
+        return text + ("…" if self.unicode else ">")
 
     def narrow(self, widths: list[int], keep: Sequence[bool]) -> None:
         """Take from the widest columns that may be shortened until the line fits."""
@@ -148,8 +155,22 @@ class _Page:
     def note(self, note: Note) -> str:
         text = self.safe(note.text)
         if note.level in ("warning", "danger"):
-            return f"{self.paint(note.level + ':', note.level)} {text}\n"
+            word = note.level + ":"
+            return f"{self.paint(word, note.level)}{self.wrap(f'{word} {text}')[len(word) :]}\n"
+        text = self.wrap(text)
         return f"{self.paint(text, 'good') if note.level == 'good' else text}\n"
+
+    def wrap(self, text: str) -> str:
+        """A sentence broken between words where the terminal would break it anywhere."""
+        if self.width is None:
+            return text
+        lines = [""]
+        for word in text.split(" "):
+            if lines[-1] and columns(lines[-1]) + 1 + columns(word) > self.width:
+                lines.append(f"  {word}")
+            else:
+                lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+        return "\n".join(lines)
 
     def fit(self, text: str, width: int) -> str:
         """The text with its middle left out, if it is wider than `width`."""
