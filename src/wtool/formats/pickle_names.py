@@ -88,14 +88,14 @@ def verdict(module: str, name: str, known: Collection[str]) -> Verdict:
     """The verdict on `module.name`; `known` holds full names, and packages whose classes are known, with a dot behind."""
     full = f"{module}.{name}"
     parts = name.split(".")
-    if len(parts) > 1 and (any(part in _WAYS_OUT or _DUNDER.match(part) for part in parts)):
+    packages = module.split(".")
+    if len(parts) > 1 and _leads_out(packages, parts):
         return "dangerous"
     if full in known:
         return "known"
     if full in _NAMES or (_DUNDER.match(parts[0]) and module != "copyreg" and parts[0] not in ("__newobj__", "__main__")):
         return "dangerous"
-    packages = module.split(".")
-    if any(".".join(packages[:count]) in _MODULES for count in range(1, len(packages) + 1)) or full in _MODULES:
+    if full in _MODULES or any(prefix in _MODULES for prefix in _prefixes(packages)):
         return "dangerous"
     if any(part in _WAYS_OUT and part not in ("io", "code") for part in packages[1:]):
         return "dangerous"
@@ -106,12 +106,21 @@ def verdict(module: str, name: str, known: Collection[str]) -> Verdict:
     return "unknown"
 
 
+def _leads_out(packages: list[str], parts: list[str]) -> bool:
+    """Whether a dotted name goes through an object to something that the module named first does not own."""
+    return (
+        any(part.lstrip("_") in _WAYS_OUT or _DUNDER.match(part) for part in parts)
+        or any(".".join(parts[start:]) in _NAMES for start in range(len(parts)))
+        or any(prefix in _MODULES or prefix in _NAMES for prefix in _prefixes(packages + parts))
+    )
+
+
 def _prefixes(packages: list[str]) -> list[str]:
     return [".".join(packages[:count]) for count in range(1, len(packages) + 1)]
 
 
 def _disguised(package: str, last: str) -> bool:
     """A package that borrows the look of a trusted one, in the place of a function that acts."""
-    if package in _TRUSTED or not package.startswith(_TRUSTED):
+    if package in _TRUSTED or not package.startswith(_TRUSTED) or last[:1].isupper():
         return False
     return not _ECOSYSTEM.match(package) or bool(_CALLABLE.match(last))
