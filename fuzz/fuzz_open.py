@@ -18,7 +18,7 @@ import atheris
 with atheris.instrument_imports(include=["wtool"]):
     from wtool.api import open_checkpoint
     from wtool.errors import WtoolError
-    from wtool.formats import registry, sstable  # noqa: F401
+    from wtool.formats import registry  # noqa: F401
     from wtool.formats import pickles, safetensors, zips  # noqa: F401  isort: skip
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

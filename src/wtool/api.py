@@ -163,7 +163,7 @@ def plan_save(
         metadata=_metadata(checkpoint, adapter, metadata or {}),
         structure=_structure(checkpoint, adapter),
         max_shard=max_shard,
-        folder=adapter.capabilities.sharded and _wants_folder(path),
+        folder=adapter.capabilities.sharded and registry.is_folder_target(path),
     )
     sink = adapter.create(request)
     layout = sink.layout
@@ -307,10 +307,6 @@ def _structure(checkpoint: Checkpoint, adapter: FormatAdapter) -> Any:
     if adapter.name == "tensorflow" and checkpoint.source.format == "tensorflow":
         return checkpoint.extras.get(OBJECT_GRAPH)
     return checkpoint.structure if adapter.capabilities.extras else None
-
-
-def _wants_folder(path: str) -> bool:
-    return path.endswith(os.sep) or os.path.isdir(path) or not os.path.splitext(path)[1]
 
 
 def _check_target(path: str, paths: Sequence[str], *, folder: bool, force: bool) -> None:
