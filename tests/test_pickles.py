@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 from typing import Any
@@ -145,39 +146,38 @@ def test_colliding_and_deep_keys_cost_nothing() -> None:
 @settings(max_examples=300, deadline=None)
 def test_noise(noise: bytes, protocol: int) -> None:
     for data in (noise, pickle.dumps([{"a": (1, 2.5, "x")}, b"y", {3}], protocol)[:-1] + noise):
-        try:
+        with contextlib.suppress(WtoolError):
             read(data, 5)
-        except WtoolError:
-            pass
 
 
 DANGEROUS = """
-os.system posix.system nt.system subprocess.Popen sys.exit builtins.eval __builtin__.exec builtins.getattr importlib.import_module
-runpy.run_path pty.spawn socket.socket shutil.rmtree ctypes.CDLL pickle.loads _pickle.loads dill.loads cloudpickle.loads marshal.loads
-operator.attrgetter operator.methodcaller functools.partial webbrowser.open pip.main pip._internal.main pkgutil.resolve_name io.FileIO
-io.open code.interact timeit.timeit cProfile.run pdb.run bdb.Bdb asyncio.subprocess.create_subprocess_shell types.CodeType
-types.FunctionType torch.load torch.hub.load torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap
-numpy.f2py.crackfortran numpy.testing._private.utils.runstring tarfile.open zipfile.ZipFile urllib.request.urlopen
-http.client.HTTPConnection smtplib.SMTP ftplib.FTP logging.config.listen _posixsubprocess.fork_exec multiprocessing.Process
-doctest.debug_script idlelib.pyshell.ModifiedInterpreter lib2to3.pgen2.grammar.Grammar.loads torch.utils._config_module.load_config
-torch.utils.bottleneck.__main__.run_cprofile torch_evil.run numpy_evil.load collections_x.run builtins2.exec
-""".split()
+os.system posix.system nt.system subprocess.Popen sys.exit builtins.eval __builtin__.exec builtins.getattr
+importlib.import_module runpy.run_path pty.spawn socket.socket shutil.rmtree ctypes.CDLL pickle.loads _pickle.loads
+dill.loads cloudpickle.loads marshal.loads operator.attrgetter operator.methodcaller functools.partial webbrowser.open
+pip.main pip._internal.main pkgutil.resolve_name io.FileIO io.open code.interact timeit.timeit cProfile.run pdb.run
+bdb.Bdb asyncio.subprocess.create_subprocess_shell types.CodeType types.FunctionType torch.load torch.hub.load
+torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.f2py.crackfortran
+numpy.testing._private.utils.runstring tarfile.open zipfile.ZipFile urllib.request.urlopen http.client.HTTPConnection
+smtplib.SMTP ftplib.FTP logging.config.listen _posixsubprocess.fork_exec multiprocessing.Process doctest.debug_script
+idlelib.pyshell.ModifiedInterpreter lib2to3.pgen2.grammar.Grammar.loads torch.utils.bottleneck.__main__.run_cprofile torch_evil.run numpy_evil.load collections_x.run builtins2.exec
+""".split()  # noqa: SIM905
 ORDINARY = """
-collections.OrderedDict torch._utils._rebuild_tensor_v2 torch.FloatStorage torch.cuda.HalfStorage torch.float8_e4m3fn torch.Size
-torch.device torch.nn.modules.linear.Linear torch.nn.modules.container.Sequential argparse.Namespace pathlib.PosixPath
-numpy.core.multiarray._reconstruct numpy._core.multiarray.scalar numpy.dtype builtins.set __builtin__.set datetime.datetime
-_codecs.encode copyreg._reconstructor ultralytics.nn.tasks.DetectionModel omegaconf.dictconfig.DictConfig torch.optim.adam.Adam
-torch.nn.parameter.Parameter builtins.slice fairseq.data.dictionary.Dictionary
-""".split()
+collections.OrderedDict torch._utils._rebuild_tensor_v2 torch.FloatStorage torch.cuda.HalfStorage torch.float8_e4m3fn
+torch.Size torch.device torch.nn.modules.linear.Linear torch.nn.modules.container.Sequential argparse.Namespace
+pathlib.PosixPath numpy.core.multiarray._reconstruct numpy._core.multiarray.scalar numpy.dtype builtins.set
+__builtin__.set datetime.datetime _codecs.encode copyreg._reconstructor ultralytics.nn.tasks.DetectionModel
+omegaconf.dictconfig.DictConfig torch.optim.adam.Adam torch.nn.parameter.Parameter builtins.slice
+fairseq.data.dictionary.Dictionary
+""".split()  # noqa: SIM905
 UNKNOWN = """
-mypackage.models.Net torchvision_extra.Thing torch_ema.ExponentialMovingAverage __main__.Net open_lm.model.Params models.codec.Codec
-torch_geometric2.nn.Conv lightning_thing.x.Module torch.nn.modules_evil.Linear
-""".split()
+mypackage.models.Net torchvision_extra.Thing torch_ema.ExponentialMovingAverage __main__.Net open_lm.model.Params
+models.codec.Codec torch_geometric2.nn.Conv lightning_thing.x.Module torch.nn.modules_evil.Linear
+""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("name", DANGEROUS)
 def test_dangerous_names(name: str) -> None:
-    assert judge(name) in (("dangerous",) if name != "torch.utils._config_module.load_config" else ("dangerous", "unknown"))
+    assert judge(name) == "dangerous"
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -81,6 +81,8 @@ def read_directory(source: ByteSource) -> Directory:
         )
     found = _central(source, end)
     entries, warnings = _local(source, found, end.offset)
+    if warnings:
+        _scan_end(source)  # what stands before may be another archive, whose comment this one pretends to be
     if end.trailing:
         warnings.append(Warning("trailing-bytes", f"{end.trailing} bytes follow the end of the archive"))
     return Directory(source, entries, tuple(warnings))
@@ -93,7 +95,12 @@ def _find_end(source: ByteSource) -> _End:
     tail = source.pread(size - _END.size, _END.size)
     if tail.startswith(b"PK\5\6") and tail.endswith(b"\0\0"):
         return _parse_end(source, tail, 0, size - _END.size)
-    # A comment or foreign bytes follow the end record.
+    return _scan_end(source)
+
+
+def _scan_end(source: ByteSource) -> _End:
+    """The only end record in the last 128 KiB: a comment or foreign bytes may follow it. UnsafeError for two."""
+    size = source.size
     count = min(size, _END.size + 0xFFFF + 0x10000)
     tail = source.pread(size - count, count)
     places = []
