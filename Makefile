@@ -14,11 +14,13 @@ FULL = .venv/bin/python
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(FULL) $(PIP) -c constraints.txt --editable '.[dev]'
+	$(FULL) -m compileall -q src
 	touch $@
 
 .venv-slim/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-slim
 	$(SLIM) $(PIP) --editable '.[test]'
+	$(SLIM) -m compileall -q src
 	touch $@
 
 demo: .venv-slim/.ready
