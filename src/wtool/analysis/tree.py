@@ -54,7 +54,7 @@ class _Node:
 
 def parts(key: str) -> list[str]:
     """A key cut before each separator; joined, they are the key again."""
-    found = _PARTS.findall(key)
+    found = _PARTS.findall(key) or [key]
     return found if len(found) <= _DEPTH else [*found[: _DEPTH - 1], "".join(found[_DEPTH - 1 :])]
 
 

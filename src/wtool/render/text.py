@@ -143,6 +143,9 @@ class _Page:
     def bars(self, bars: Bars) -> str:
         names = [self.safe(name) for name, _, _ in bars.rows]
         widest = max(map(columns, names), default=0)
+        if self.width is not None:
+            widest = min(widest, max(_LEAST, self.width // 2))
+            names = [self.fit(name, widest) for name in names]
         most = max((value for _, value, _ in bars.rows), default=0) or 1
         shown = max((columns(text) for _, _, text in bars.rows), default=0)
         room = _BAR if self.width is None else max(4, min(_BAR, self.width - 2 - widest - shown - 2 * _GAP))
