@@ -215,7 +215,7 @@ def _family(name: str) -> str:
 def _temporary(path: str) -> str:
     """A name beside `path` that no reader takes for a checkpoint; cut where a name of 255 bytes could not grow."""
     parent, base = os.path.split(path)
-    return os.path.join(parent, f".{base if len(base) < 200 else base[:50]}.wtool-tmp-{secrets.token_hex(4)}")
+    return os.path.join(parent, f".{base if len(os.fsencode(base)) < 200 else base[:50]}.wtool-tmp-{secrets.token_hex(4)}")
 
 
 def _unnamed(parent: str) -> int | None:
@@ -242,13 +242,20 @@ def _reserve(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
 
 
+@contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        with suppress(OSError):  # nothing was written through it
+            os.close(fd)
+
+
 def _link(fd: int, path: str) -> None:
     """Give an unnamed inode a name. A directory fd makes Python call linkat, which alone follows the link in /proc."""
-    proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened("/proc/self/fd") as proc:
         os.link(str(fd), path, src_dir_fd=proc, follow_symlinks=True)
-    finally:
-        os.close(proc)
 
 
 def _move(name: str, path: str) -> None:
@@ -278,12 +285,8 @@ def _copy_mode(old: str, fd: int) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    with suppress(OSError), _opened(path) as fd:
+        os.fsync(fd)
 
 
 @contextmanager
@@ -291,13 +294,10 @@ def _alone(parent: str) -> Iterator[None]:
     """One wtool at a time puts several files into a folder, else two could mix their shards."""
     import fcntl
 
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(parent) as fd:
         with suppress(OSError):  # network file systems that cannot lock a folder
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager
