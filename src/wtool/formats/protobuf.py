@@ -47,6 +47,8 @@ def fields(data: bytes) -> list[tuple[int, Any]]:
         at += 1
         if tag > 127:
             tag, at = read_varint(data, at - 1)
+        if tag < 8:
+            raise CorruptError("a field has number 0")
         wire = tag & 7
         if wire in _VARIABLE:
             size = data[at] if at < end else 128
@@ -62,8 +64,6 @@ def fields(data: bytes) -> list[tuple[int, Any]]:
             size = 8
         else:
             raise CorruptError(f"field {tag >> 3} has wire type {wire}")
-        if tag < 8:
-            raise CorruptError("a field has number 0")
         if size > end - at:
             raise CorruptError(f"field {tag >> 3} is longer than its message")
         part = data[at : at + size]

@@ -18,6 +18,8 @@ from wtool.formats.tensorflow.place import Place
 from wtool.formats.tensorflow.sections import sections
 from wtool.tensor import LazyTensor
 
+_WHY = "is a V1 checkpoint, which only TensorFlow itself reads"
+
 
 def open_v1(place: Place) -> Checkpoint:
     """The checkpoint as TensorFlow sees it. MissingExtraError without TensorFlow, CorruptError if it cannot read the file."""
@@ -63,13 +65,20 @@ class _Values:
 
 @lru_cache(maxsize=2)
 def _load(path: str, key: str) -> bytes:
-    data: bytes = _reader(path).get_tensor(key).tobytes()
+    tf = load_tensorflow(path, _WHY)
+    try:
+        dtype = _reader(path).get_variable_to_dtype_map()[key]
+        # Not the reader's get_tensor, which refuses variables that were saved in slices.
+        found = tf.raw_ops.RestoreV2(prefix=path, tensor_names=[key], shape_and_slices=[""], dtypes=[dtype])
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CorruptError(f"TensorFlow does not read '{key}': {str(error).splitlines()[0]}", path=path) from None
+    data: bytes = found[0].numpy().tobytes()
     return data
 
 
 @lru_cache(maxsize=2)
 def _reader(path: str) -> Any:
-    tf = load_tensorflow(path, "is a V1 checkpoint, which only TensorFlow itself reads")
+    tf = load_tensorflow(path, _WHY)
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
