@@ -159,7 +159,8 @@ bdb.Bdb asyncio.subprocess.create_subprocess_shell types.CodeType types.Function
 torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.f2py.crackfortran
 numpy.testing._private.utils.runstring tarfile.open zipfile.ZipFile urllib.request.urlopen http.client.HTTPConnection
 smtplib.SMTP ftplib.FTP logging.config.listen _posixsubprocess.fork_exec multiprocessing.Process doctest.debug_script
-idlelib.pyshell.ModifiedInterpreter lib2to3.pgen2.grammar.Grammar.loads torch.utils.bottleneck.__main__.run_cprofile torch_evil.run numpy_evil.load collections_x.run builtins2.exec
+idlelib.pyshell.ModifiedInterpreter lib2to3.pgen2.grammar.Grammar.loads torch.utils.bottleneck.__main__.run_cprofile
+torch_evil.run numpy_evil.load collections_x.run builtins2.exec
 """.split()  # noqa: SIM905
 ORDINARY = """
 collections.OrderedDict torch._utils._rebuild_tensor_v2 torch.FloatStorage torch.cuda.HalfStorage torch.float8_e4m3fn

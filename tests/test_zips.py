@@ -1,4 +1,4 @@
-"""The strict zip directory: what two readers could read differently is refused, what torch writes and people re-zip is read."""
+"""The strict zip directory: what two readers could read apart is refused, what torch writes or people re-zip is read."""
 
 from __future__ import annotations
 

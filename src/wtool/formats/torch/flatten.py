@@ -9,7 +9,7 @@ from wtool.bytesource import ByteSource
 from wtool.checkpoint import Node, Opaque, Section, SectionKind, TensorRef, Warning
 from wtool.errors import CorruptError, KeyClashError, LimitError, UnsupportedError
 from wtool.formats.pickle_objects import MAX_DEPTH, Inert, Pairs
-from wtool.formats.torch.plain import Plain, opaque
+from wtool.formats.torch.plain import Plain, opaque, plain_key
 from wtool.formats.torch.sections import plan_sections
 from wtool.formats.torch.survey import Aside, Survey, children, key_text, tensor
 from wtool.formats.torch.values import Group, Meta, View, Wrapped
@@ -109,7 +109,7 @@ class _Flattening:
                     down = _Frame(value, key, full + ".", self.section_of(full + ".", frame), frame)
                     break
                 elif not isinstance(frame.thing, Inert):
-                    frame.built.append((key if type(frame.thing) is not Pairs else plain.keep(key), plain.keep(value)))
+                    frame.built.append((key, plain.keep(value)))
                     frame.shown.append((text, plain.show(value)))
             if down is not None:
                 frames.append(down)
@@ -142,7 +142,8 @@ class _Flattening:
         if type(thing) is tuple:
             return tuple([value for _, value in frame.built])
         if type(thing) is Pairs:
-            return Node(tuple(frame.built), thing.ordered, self.plain.attributes(thing))
+            items = tuple([(key if type(key) is str else plain_key(key), value) for key, value in frame.built])
+            return Node(items, thing.ordered, self.plain.attributes(thing))
         return Node(tuple(frame.built), isinstance(thing, Inert))
 
     def shown(self, frame: _Frame) -> Any:

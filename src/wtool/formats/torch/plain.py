@@ -53,7 +53,7 @@ class Plain:
         self._kept[id(thing)] = _OPEN
         made: Any
         if kind is Pairs:
-            items = tuple((self._keep(key), self._keep(value)) for key, value in pairs(thing))
+            items = tuple([(plain_key(key), self._keep(value)) for key, value in pairs(thing)])
             made = Node(items, thing.ordered, self.attributes(thing))
         elif kind is list:
             made = [self._keep(value) for value in thing]
@@ -107,6 +107,13 @@ class Plain:
             year, month, day, hour, minute, second = struct.unpack(">H5B", thing.args[0][:7])
             return f"{year:04}-{month % 128:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
         return opaque(thing)
+
+
+def plain_key(key: Any) -> Any:
+    """A dict's key as it is, if it is a plain value or a short tuple of them; nothing deeper was counted."""
+    if type(key) in _SCALARS or (type(key) is tuple and len(key) <= 8 and all(type(part) in _SCALARS for part in key)):
+        return key
+    return opaque(key)
 
 
 def opaque(thing: Any) -> Opaque:
