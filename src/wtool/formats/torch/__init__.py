@@ -21,6 +21,7 @@ class _Torch:
         dtypes=frozenset(row.name for row in BY_TORCH.values()),
         ties=True,
         extras=True,
+        sharded=True,
     )
 
     def sniff(self, probe: Probe) -> Match | None:
