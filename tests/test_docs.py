@@ -194,6 +194,21 @@ def test_recipes_run(desk: Path) -> None:
             assert done.stdout.strip(), line  # it finds what it is for
 
 
+def test_what_is_said_of_dangerous_files(desk: Path) -> None:
+    """Exit 1 and the name from `inspect`, exit 0 and a clean file from `convert`, and nothing has run."""
+    from hostile_torch import archive, pickled, string, tensor
+
+    call = b"cposix\nsystem\n(" + string(f"touch {desk / 'ran'}") + b"tR"
+    (desk / "strange.ckpt").write_bytes(archive(pickled({"weight": tensor(), "more": call})))
+    assert shell("wtool inspect strange.ckpt", desk).returncode == 1
+    [recipe] = [line for block in blocks(README, "sh") for line in block.splitlines() if "verdict" in line]
+    if shutil.which("jq") is not None:
+        assert "dangerous posix.system" in shell(recipe, desk).stdout.splitlines()
+    done = shell("wtool convert strange.ckpt clean.pth && wtool inspect clean.pth", desk)
+    assert done.returncode == 0 and "posix.system" in done.stderr, done.stderr
+    assert not (desk / "ran").exists()
+
+
 def test_python_examples_run(desk: Path) -> None:
     for block in blocks(ROOT / "docs" / "python.md", "python"):
         done = python(block, desk)
