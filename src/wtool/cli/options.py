@@ -50,7 +50,8 @@ def _dtypes(incomplete: str) -> list[str]:
 def _opened(ctx: typer.Context, section: str | None) -> Any:
     from wtool.api import open_checkpoint
 
-    source = ctx.params.get("src")
+    # An option that waits for its value ends the parsing before the arguments get their names.
+    source = ctx.params.get("src") or ctx.args
     path = source[0] if isinstance(source, (list, tuple)) else source
     return open_checkpoint(str(path), section=section)
 
