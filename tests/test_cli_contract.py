@@ -384,7 +384,7 @@ def test_onto_itself(model: Path, capsys: Captured) -> None:
 
 
 def test_a_ckpt_is_tensorflow_and_says_so(model: Path, tmp_path: Path, capsys: Captured) -> None:
-    code, out, err = answer(capsys, "convert", model, tmp_path / "x.ckpt")
+    code, _, err = answer(capsys, "convert", model, tmp_path / "x.ckpt")
     assert code == 0 and "TensorFlow" in err and "--to torch" in err
     assert (tmp_path / "x.ckpt.index").exists() and (tmp_path / "x.ckpt.data-00000-of-00001").exists()
     code, _, err = answer(capsys, "convert", model, tmp_path / "y.ckpt", "--to", "torch")

@@ -17,7 +17,7 @@ _STYLES = {
 }
 _ASCII = str.maketrans({"×": "x"} | dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)))
 _GAP = 2  # columns between columns
-_LEAST = 12  # a column is never made narrower than this
+_LEAST = 12  # a label or value is never made narrower than this
 _BAR = 30
 
 
@@ -116,12 +116,14 @@ class _Page:
         """Take from the widest columns that may be shortened until the line fits."""
         if self.width is None:
             return
+        # Keys that have lost most of themselves are all alike: rather lose columns on the right.
+        least = max(_LEAST, self.width * 3 // 8)
         over = 2 + sum(widths) + _GAP * (len(widths) - 1) - self.width
         while over > 0:
             wide = max((i for i in range(len(widths)) if not keep[i]), key=lambda i: widths[i], default=None)
-            if wide is None or widths[wide] <= _LEAST:
+            if wide is None or widths[wide] <= least:
                 return
-            less = min(over, widths[wide] - _LEAST)
+            less = min(over, widths[wide] - least)
             widths[wide] -= less
             over -= less
 
