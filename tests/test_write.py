@@ -165,7 +165,7 @@ def test_an_error_names_the_file_it_is_about(tmp_path: Path, monkeypatch: pytest
         return pwrite(fd, data, at)
 
     monkeypatch.setattr(os, "pwrite", write)
-    with pytest.raises(WriteError, match="m-00003-of-00003.safetensors: cannot be written: Input/output error"):
+    with pytest.raises(WriteError, match=r"m-00003-of-00003\.safetensors: cannot be written: Input/output error"):
         save(plan, jobs=1)
 
 

@@ -5,6 +5,7 @@ Today: local regular files and bytes in memory. An HTTP range or an object store
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from os import PathLike
@@ -15,7 +16,6 @@ from wtool.errors import NotFoundError, TruncatedError, UnreadableError
 _KINDS = (
     (stat.S_ISDIR, "is a folder, not a file"),
     (stat.S_ISFIFO, "is a pipe; wtool needs a file that it can read at any place"),
-    (stat.S_ISSOCK, "is a socket, not a file"),
     (stat.S_ISCHR, "is a device, not a file"),
     (stat.S_ISBLK, "is a device, not a file"),
 )
@@ -60,7 +60,8 @@ class LocalFile:
         except ValueError:
             raise NotFoundError("not a valid path", path=path) from None
         except OSError as error:
-            raise UnreadableError(f"cannot be read: {error.strerror}", path=path) from None
+            why = "is a socket or a missing device, not a file" if error.errno == errno.ENXIO else f"cannot be read: {error.strerror}"
+            raise UnreadableError(why, path=path) from None
         if not stat.S_ISREG(info.st_mode):
             os.close(self._fd)
             self._fd = -1

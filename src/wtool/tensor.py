@@ -246,10 +246,10 @@ def _grid(dtype: DType, shape: Shape) -> Shape:
 
 
 def _c_ordered(shape: Shape, strides: Shape) -> bool:
+    if 0 in shape:
+        return True
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size == 0:
-            return True
         if size != 1:
             if stride != expected:
                 return False
