@@ -229,3 +229,11 @@ def test_other_packages_are_not_looked_through_when_a_built_in_answers(
     assert registry.find(probe(path))[0].name == "safetensors"
     assert registry.for_target("x.safetensors").name == "safetensors"
     assert registry.by_name("safetensors").name == "safetensors"
+
+
+def test_a_folder_of_two_frameworks_is_not_guessed_at(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match="TensorFlow and safetensors"):
+        registry.find(probe(tmp_path))

@@ -47,7 +47,7 @@ def format_count(count: int) -> str:
     if count < 1000:
         return str(count)
     value = float(count)
-    for unit in ("K", "M", "B", "T"):
+    for unit in ("K", "M", "B", "T"):  # noqa: B007 - the last one tried is the answer
         value /= 1000
         if value < 999.5:
             break

@@ -66,10 +66,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         # A key or a path may hold what the stream's encoding has not.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # A checkpoint is hundreds of thousands of small objects and hardly a cycle: at Python's usual threshold, collecting
-    # takes more than half of the time of `inspect` on 100,000 tensors.
-    threshold = gc.get_threshold()
-    gc.set_threshold(100_000, 20, 100)
+    # A header of 100,000 tensors is a million objects and no garbage, and nothing here makes cycles that matter: looking for
+    # some takes half of the time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         with _signals():
             result = application()(args or ["--help"], prog_name="wtool", standalone_mode=False)
@@ -95,7 +95,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _unexpected(error, as_json=as_json)
     finally:
-        gc.set_threshold(*threshold)
+        if collecting:
+            gc.enable()
 
 
 def _unexpected(error: Exception, *, as_json: bool) -> int:

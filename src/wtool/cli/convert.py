@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from wtool.checkpoint import Checkpoint
 
 _VERIFY = ("digest", "framework", "none")
+_NAMES = 12  # names of one kind of loss on a line
 
 
 def convert(
@@ -109,8 +111,8 @@ def convert(
         console.show([found.whole], kind)
     elif not quiet:
         console.show([found.brief], kind)
-    for loss in losses:
-        console.note(_said(loss, future=dry_run))
+    for line in _said(losses, future=dry_run, all_names=verbose):
+        console.note(line)
     if report is not None:
         write_report(report, [found.whole])
     return 0
@@ -168,8 +170,21 @@ def _warn(console: Console, checkpoint: Checkpoint, plan: SavePlan) -> None:
         console.note(note)
 
 
-def _said(loss: Loss, *, future: bool) -> str:
-    """One loss as a sentence: what, how much, why."""
-    amount = f"{loss.count:,} tensors, {format_size(loss.nbytes)}, " if loss.kind == "section" else ""
-    amount = f"{loss.count:,} " if loss.kind in ("overflow", "underflow") else amount
-    return f"{'would be lost' if future else 'lost'}: {loss.kind} {loss.name}: {amount}{loss.why}"
+def _said(losses: Sequence[Loss], *, future: bool, all_names: bool) -> list[str]:
+    """What is lost, a line for each kind and reason: `lost: section optimizer (444 tensors, 996 MB): is not among ...`."""
+    groups: dict[tuple[str, str], list[Loss]] = {}
+    for loss in losses:
+        groups.setdefault((loss.kind, loss.why), []).append(loss)
+    lines = []
+    for (kind, why), group in groups.items():
+        names = [_named(loss) for loss in group]
+        if not all_names and len(names) > _NAMES:
+            names[_NAMES:] = [f"and {len(names) - _NAMES:,} more (--verbose names them)"]
+        lines.append(f"{'would be lost' if future else 'lost'}: {kind} {', '.join(names)}: {why}")
+    return lines
+
+
+def _named(loss: Loss) -> str:
+    if loss.kind == "section":
+        return f"{loss.name} ({loss.count:,} {'tensor' if loss.count == 1 else 'tensors'}, {format_size(loss.nbytes)})"
+    return f"{loss.name} ({loss.count:,})" if loss.kind in ("overflow", "underflow") else loss.name

@@ -105,7 +105,7 @@ def _quoted(raw: bytes) -> str | bytes:
     raw = raw.strip()
     if len(raw) < 2 or raw[:1] not in b"'\"" or raw[-1:] != raw[:1]:
         raise CorruptError("a string without its quotes")
-    decoded: bytes = codecs.escape_decode(raw[1:-1])[0]  # type: ignore[attr-defined]
+    decoded: bytes = codecs.escape_decode(raw[1:-1])[0]
     return _text(decoded)
 
 

@@ -163,6 +163,7 @@ class _Machine(Workbench):
                     self.value = stack.pop()
                     return pos
                 else:
+                    self.pos = at
                     handler = HANDLERS[op]
                     if handler is None:
                         raise CorruptError(f"byte {at}: there is no opcode {op:#04x}")

@@ -44,6 +44,11 @@ def find(probe: Probe) -> tuple[FormatAdapter, Match]:
     nobody claims it.
     """
     best: tuple[FormatAdapter, Match] | None = None
+    if probe.kind == "folder":
+        claims = [name for name in _BUILTIN if _builtin(name).sniff(probe)]
+        if len(claims) > 1:
+            kinds = " and ".join("safetensors or PyTorch" if name in _CONTAINERS else "TensorFlow" for name in claims)
+            raise UsageError(f"the folder holds checkpoints of {kinds}", path=probe.path, hint="name the file that you mean")
     for name in _BUILTIN:
         best = _better(best, _builtin(name), probe)
         if best is not None and best[1].score >= 100:

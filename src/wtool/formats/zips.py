@@ -55,7 +55,7 @@ class Directory:
 class _End(NamedTuple):
     at: int  # of the end record
     first: int  # of the end records, zip64's included: where the directory must end
-    count: int
+    entries: int
     size: int
     offset: int
     trailing: int
@@ -64,11 +64,11 @@ class _End(NamedTuple):
 def read_directory(source: ByteSource) -> Directory:
     """Raises CorruptError, TruncatedError, UnsafeError, LimitError or UnsupportedError."""
     end = _find_end(source)
-    if end.count > MAX_ENTRIES:
-        raise LimitError(f"the archive declares {end.count:,} entries; the limit is {MAX_ENTRIES:,}", path=source.name)
+    if end.entries > MAX_ENTRIES:
+        raise LimitError(f"the archive declares {end.entries:,} entries; the limit is {MAX_ENTRIES:,}", path=source.name)
     if end.size > MAX_DIRECTORY:
         raise LimitError(f"the archive's directory is {end.size:,} bytes long", path=source.name)
-    if end.offset + end.size > end.first or end.count * _CENTRAL.size > end.size:
+    if end.offset + end.size > end.first or end.entries * _CENTRAL.size > end.size:
         raise CorruptError(
             f"the archive's directory (byte {end.offset}, {end.size} bytes) does not fit before byte {end.first}",
             path=source.name,
@@ -158,11 +158,11 @@ def _parse_end(source: ByteSource, tail: bytes, place: int, at: int) -> _End:
 
 def _central(source: ByteSource, end: _End) -> list[tuple[bytes, Entry]]:
     data = source.pread(end.offset, end.size)
-    found = []
+    found: list[tuple[bytes, Entry]] = []
     names = set()
     at = 0
     unpack = _CENTRAL.unpack_from
-    for _ in range(end.count):
+    for _ in range(end.entries):
         if at + _CENTRAL.size > len(data):
             raise CorruptError("the archive's directory holds fewer entries than it declares", path=source.name)
         magic, system, _, flags, method, _, _, crc, packed, size, n, e, c, disk, _, mode, header = unpack(data, at)

@@ -22,13 +22,14 @@ _UNIQUE = ("data.pkl", "constants.pkl", "byteorder", "version")
 
 
 class Loaded(NamedTuple):
-    """What a container yields: the object, further ones by name, the names in its pickles."""
+    """What a container yields: the object, further ones by name, the names in its pickles; `nbytes` of pickle in all."""
 
     value: Any
     others: dict[str, Any]
     names: list[Name]
     warnings: list[Warning]
     variant: str
+    nbytes: int
 
 
 def load(source: ByteSource) -> Loaded:
@@ -46,7 +47,8 @@ def load(source: ByteSource) -> Loaded:
         _place(directory, root, held, big)
         others["constants"] = constants.value
         names = names + constants.names
-    return Loaded(main.value, others, names, list(directory.warnings), "torchscript" if script else "zip")
+    nbytes = directory.entries[f"{root}data.pkl"].size
+    return Loaded(main.value, others, names, list(directory.warnings), "torchscript" if script else "zip", nbytes)
 
 
 def find_root(directory: Directory, source: ByteSource) -> str:

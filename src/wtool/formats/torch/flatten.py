@@ -51,9 +51,10 @@ class _Frame:
 
 
 class _Flattening:
-    def __init__(self, root: Any, name: str) -> None:
+    def __init__(self, root: Any, name: str, nbytes: int) -> None:
         self.name = name
-        self.survey = Survey(root, name)
+        self.survey = Survey(root)
+        self.survey.check_tensors(root, nbytes, name)
         self.plain = Plain(self.survey)
         self.plan = plan_sections(root, self.survey)
         self.tensors: dict[str, LazyTensor] = {}
@@ -189,12 +190,12 @@ class _Flattening:
         return self.survey.warnings + notes
 
 
-def flatten(root: Any, name: str) -> Flat:
-    """Keys joined with dots, in the order of the file. `name` is the file's, for messages.
+def flatten(root: Any, name: str, nbytes: int) -> Flat:
+    """Keys joined with dots, in the order of the file. `name` is the file's, for messages; `nbytes` are those of its pickle.
 
     Raises CorruptError (a view that leaves its storage), KeyClashError, LimitError, UnsupportedError (a meta tensor).
     """
-    work = _Flattening(root, name)
+    work = _Flattening(root, name, nbytes)
     structure, extras = work.run(root)
     return Flat(
         work.tensors,

@@ -106,7 +106,7 @@ def load(source: ByteSource) -> Loaded:
     from wtool.checkpoint import Warning
 
     warnings = [Warning("trailing-bytes", f"{size - at} bytes follow the last storage")] if at < size else []
-    return Loaded(main.value, {}, names, warnings, "legacy")
+    return Loaded(main.value, {}, names, warnings, "legacy", main.end - system.end)
 
 
 def place(source: ByteSource, storage: Storage, at: int, end: int) -> int:

@@ -70,7 +70,7 @@ class Plain:
             return {}
         if self.survey.of(thing.state).nodes == 1:
             # States of dicts are not among what the survey walked.
-            self.survey.adopt(Survey(thing.state, ""))
+            self.survey.adopt(Survey(thing.state))
         return {key: self.keep(value) for key, value in pairs(thing.state) if type(key) is str}
 
     def _show(self, thing: Any) -> Any:

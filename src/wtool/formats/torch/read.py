@@ -37,11 +37,11 @@ def _open(probe: Probe, source: ByteSource) -> Checkpoint:
     match = sniff(probe)
     reader = {"legacy": legacy.load, "tar": tar.load}.get(match.variant if match else "", archive.load)
     loaded = reader(source)
-    flat = flatten(loaded.value, probe.path)
+    flat = flatten(loaded.value, probe.path, loaded.nbytes)
     sections, tensors, structure = flat.sections, flat.tensors, flat.structure
     warnings = loaded.warnings + flat.warnings
     if "constants" in loaded.others:
-        constants = flatten(loaded.others["constants"], probe.path)
+        constants = flatten(loaded.others["constants"], probe.path, loaded.nbytes)
         fresh = _constants(constants, tensors)
         if fresh:
             tensors.update(fresh)

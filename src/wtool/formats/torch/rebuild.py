@@ -124,7 +124,7 @@ def _sparse(args: Args) -> Any:
         raise CorruptError("a sparse tensor of no known layout")
     kind = layout.removeprefix("torch.")
     if kind == "sparse_coo":
-        names = ("indices", "values")
+        names: tuple[str, ...] = ("indices", "values")
     elif kind in ("sparse_csr", "sparse_bsr"):
         names = ("crow_indices", "col_indices", "values")
     elif kind in ("sparse_csc", "sparse_bsc"):

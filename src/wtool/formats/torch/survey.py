@@ -15,7 +15,7 @@ from wtool.errors import LimitError
 from wtool.formats.pickle_objects import Bag, Inert, Name, Pairs
 from wtool.formats.torch.values import Group, Meta, NumpyArray, Storage, View, attributes
 
-MAX_TENSORS = 2_000_000
+_FREE_TENSORS = 100_000  # allowed besides one for every 16 bytes of pickle: torch writes more than 60 for each
 _INNER = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -146,15 +146,19 @@ def _object(thing: Inert) -> list[tuple[Any, Any]]:
 
 
 class Survey:
-    """The measure of every object below a root. LimitError for more than MAX_TENSORS tensors."""
+    """The measure of every object below a root. """
 
-    def __init__(self, root: Any, name: str) -> None:
+    def __init__(self, root: Any) -> None:
         self.measures: dict[int, Measure] = {}
         self.warnings: list[Warning] = []
         self._keep: list[Any] = []  # objects whose id stands in `measures` must live
         self._walk(root)
-        if self.of(root).tensors > MAX_TENSORS:
-            raise LimitError(f"its pickle stands for more than {MAX_TENSORS:,} tensors", path=name)
+
+    def check_tensors(self, root: Any, nbytes: int, name: str) -> None:
+        """LimitError if a pickle of `nbytes` stands for far more tensors than it has room for."""
+        limit = _FREE_TENSORS + nbytes // 16
+        if self.of(root).tensors > limit:
+            raise LimitError(f"its pickle of {nbytes:,} bytes stands for more than {limit:,} tensors", path=name)
 
     def of(self, thing: Any) -> Measure:
         found = self.measures.get(id(thing))

@@ -11,7 +11,6 @@ import struct
 from typing import Any, NamedTuple
 
 from wtool.bytesource import ByteSource
-from wtool.checkpoint import Warning
 from wtool.dtypes import BY_NAME
 from wtool.errors import CorruptError, LimitError, TruncatedError, UnsafeError
 from wtool.formats.pickle_objects import Name
@@ -102,8 +101,7 @@ def load(source: ByteSource) -> Loaded:
 
     start, end = found["pickle"]
     main = read_pickle(source, start, end, MEANINGS, persistent)
-    warnings: list[Warning] = []
-    return Loaded(main.value, {}, names + main.names, warnings, "tar")
+    return Loaded(main.value, {}, names + main.names, [], "tar", main.end - start)
 
 
 def _key(given: Any) -> str:
