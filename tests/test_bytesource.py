@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
@@ -184,6 +185,7 @@ def test_pickled(tmp_path: Path) -> None:
 
 def test_closed_when_no_one_holds_it(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(DATA)
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     sources = [LocalFile(tmp_path / "a") for _ in range(5)]
     assert len(os.listdir("/proc/self/fd")) == before + 5

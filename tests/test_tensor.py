@@ -50,7 +50,7 @@ def views(draw: st.DrawFn) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
 
 
 def bytes_for(count: int, kind: np.dtype[Any]) -> bytes:
-    values = np.random.default_rng(count).integers(0, 2 if kind == bool else 256, count * kind.itemsize, dtype="u1")
+    values = np.random.default_rng(count).integers(0, 2 if kind.kind == "b" else 256, count * kind.itemsize, dtype="u1")
     return values.tobytes()
 
 
@@ -198,9 +198,9 @@ def test_pickled(tmp_path: Any) -> None:
 
 def test_packed_dtypes_are_bytes() -> None:
     for row in (row for row in BY_NAME.values() if not row.itemsize):
-        data = bytes(range(100))
+        data = bytes(range(25 * row.bits))
         tensor = LazyTensor.contiguous("x", row, (10, 20), MemoryBytes(data), 0)
-        assert tensor.nbytes == 100 == tensor.span.nbytes  # type: ignore[union-attr]
+        assert tensor.nbytes == len(data) == tensor.span.nbytes  # type: ignore[union-attr]
         assert tensor.array().tobytes() == data
 
 

@@ -60,12 +60,9 @@ class LocalFile:
         except ValueError:
             raise NotFoundError("not a valid path", path=path) from None
         except OSError as error:
-            why = (
-                "is a socket or a missing device, not a file"
-                if error.errno == errno.ENXIO
-                else f"cannot be read: {error.strerror}"
-            )
-            raise UnreadableError(why, path=path) from None
+            if error.errno == errno.ENXIO:
+                raise UnreadableError("is a socket or a missing device, not a file", path=path) from None
+            raise UnreadableError(f"cannot be read: {error.strerror}", path=path) from None
         if not stat.S_ISREG(info.st_mode):
             os.close(self._fd)
             self._fd = -1
