@@ -16,7 +16,9 @@ MAX_OPCODES = 50_000_000
 MAX_DEPTH = 1000  # of open marks here, of nested objects in whoever walks the result
 MAX_MEMO = 10_000_000
 MAX_INTEGER = 1024  # bytes of one integer
-_FREE_NODES = 1_000_000  # containers allowed besides one for every 32 bytes: an empty one takes 1 byte here, 64 in memory
+# What a file may make besides what its length warrants: an empty list takes 1 byte here and 64 in memory.
+FREE_NODES = 1_000_000  # containers and objects; more for every 32 bytes
+FREE_TUPLES = 2_000_000  # more for every 8 bytes
 
 Meaning = Callable[[tuple[Any, ...]], Any]
 
@@ -99,11 +101,12 @@ class Workbench:
         self.pos = 0
         self.opcodes = 0
         self.nodes = 0
+        self.tuples = 0
         self.value: Any = None
 
     def node(self) -> None:
         self.nodes += 1
-        if self.nodes > _FREE_NODES and self.nodes > _FREE_NODES + self.pos // 32:
+        if self.nodes > FREE_NODES and self.nodes > FREE_NODES + self.pos // 32:
             raise LimitError(f"byte {self.pos}: {self.nodes:,} objects in so few bytes")
 
     def make(self, maker: Any, args: Any) -> Any:

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from wtool.bytesource import ByteSource
 from wtool.errors import CorruptError, LimitError, TruncatedError, UnsupportedError
-from wtool.formats.pickle_objects import MAX_BYTES, MAX_DEPTH, MAX_MEMO, MAX_OPCODES, Meaning, Name, Workbench
+from wtool.formats.pickle_objects import (
+    FREE_NODES,
+    FREE_TUPLES,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_MEMO,
+    MAX_OPCODES,
+    Meaning,
+    Name,
+    Workbench,
+)
 from wtool.formats.pickle_opcodes import HANDLERS, SIZED
 
 _TWO = struct.Struct("<H")
@@ -86,6 +96,7 @@ class _Machine(Workbench):
         at = pos = self.pos
         size = len(data)
         done = 0
+        tuples, most_tuples, most_memos = self.tuples, FREE_TUPLES + size // 8, min(FREE_NODES + size // 4, MAX_MEMO)
         try:
             # The order is that of how often a checkpoint uses an opcode; the rest is in a table of methods.
             for done in range(MAX_OPCODES - self.opcodes):  # noqa: B007
@@ -103,8 +114,8 @@ class _Machine(Workbench):
                     pos += 1
                 elif op == 0x94:  # MEMOIZE
                     memo[len(memo)] = stack[-1]
-                    if len(memo) > MAX_MEMO:
-                        raise LimitError(f"byte {at}: more than {MAX_MEMO:,} memos")
+                    if len(memo) > most_memos:
+                        raise LimitError(f"byte {at}: more than {most_memos:,} memos in so few bytes")
                 elif op == 0x68:  # BINGET
                     push(memo[data[pos]])
                     pos += 1
@@ -117,14 +128,23 @@ class _Machine(Workbench):
                     marks.append(len(stack))
                 elif op == 0x85:  # TUPLE1
                     stack[-1] = (stack[-1],)
+                    tuples += 1
+                    if tuples > most_tuples:
+                        raise LimitError(f"byte {at}: {tuples:,} tuples in so few bytes")
                 elif op == 0x74:  # TUPLE
                     mark = marks.pop()
                     items = tuple(stack[mark:])
                     del stack[mark:]
                     push(items)
+                    tuples += 1
+                    if tuples > most_tuples:
+                        raise LimitError(f"byte {at}: {tuples:,} tuples in so few bytes")
                 elif op == 0x86:  # TUPLE2
                     second = stack.pop()
                     stack[-1] = (stack[-1], second)
+                    tuples += 1
+                    if tuples > most_tuples:
+                        raise LimitError(f"byte {at}: {tuples:,} tuples in so few bytes")
                 elif op == 0x58:  # BINUNICODE
                     end = pos + 4 + four(data, pos)[0]
                     if end > size:
@@ -157,6 +177,9 @@ class _Machine(Workbench):
                     third = stack.pop()
                     second = stack.pop()
                     stack[-1] = (stack[-1], second, third)
+                    tuples += 1
+                    if tuples > most_tuples:
+                        raise LimitError(f"byte {at}: {tuples:,} tuples in so few bytes")
                 elif op == 0x4E:  # NONE
                     push(None)
                 elif op == 0x2E:  # STOP
@@ -172,3 +195,4 @@ class _Machine(Workbench):
         finally:
             self.pos = at
             self.opcodes += done
+            self.tuples = tuples

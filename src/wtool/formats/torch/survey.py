@@ -146,7 +146,7 @@ def _object(thing: Inert) -> list[tuple[Any, Any]]:
 
 
 class Survey:
-    """The measure of every object below a root. """
+    """The measure of every object below a root."""
 
     def __init__(self, root: Any) -> None:
         self.measures: dict[int, Measure] = {}
