@@ -34,7 +34,7 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def refused(folder: Path, target: object, error: type[WtoolError], words: str, **options: object) -> WtoolError:
+def refused(folder: Path, target: object, error: type[WtoolError], words: str | None, **options: object) -> WtoolError:
     """The error of a save that changes nothing; it exits with 2 and names the target."""
     before = everything(folder)
     with pytest.raises(error, match=words) as caught:
@@ -101,7 +101,7 @@ def test_the_target_is_a_folder(tmp_path: Path, name: str) -> None:
 def test_an_output_that_exists(tmp_path: Path, target: str, there: str, options: dict[str, int]) -> None:
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_text("precious")
-    error = refused(tmp_path, tmp_path / target, OutputExistsError, "", **options)
+    error = refused(tmp_path, tmp_path / target, OutputExistsError, None, **options)
     assert (tmp_path / there).read_text() == "precious"
     assert error.code == "output-exists"
     with pytest.raises(OutputExistsError):
@@ -218,7 +218,7 @@ def test_a_tensorflow_target_says_so(tmp_path: Path) -> None:
 
 
 def test_unknown_targets(tmp_path: Path) -> None:
-    refused(tmp_path, tmp_path / "m.gguf", WtoolError, "")
+    refused(tmp_path, tmp_path / "m.gguf", WtoolError, None)
     with pytest.raises(UsageError, match="no-such-format"):
         save_checkpoint(checkpoint_of(1), tmp_path / "m.safetensors", to="no-such-format")
     assert everything(tmp_path) == []

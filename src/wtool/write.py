@@ -22,6 +22,7 @@ from wtool.tensor import BLOCK, STRIPE, Tally
 _WRITE_BEHIND = 16 << 20  # bytes after which the kernel is told to begin writing
 
 Progress = Callable[[int], None]
+_MEMORY = 2 * (STRIPE + 8 * BLOCK)  # bytes of blocks, however many threads there are, unless the caller says
 _BATCH = 4 << 20  # bytes of jobs that are handed to a thread together
 _local = threading.local()
 
@@ -97,7 +98,7 @@ def run(
     """
     stop = threading.Event()
     checksum = plan.layout.checksum
-    share = (memory or (jobs * (STRIPE + 8 * BLOCK))) // max(jobs, 1)
+    share = (memory or _MEMORY) // max(jobs, 1)
     block = max(min(BLOCK, share // 4), 64 << 10)
     stripe = max(min(STRIPE, share - 4 * block), block)
 
