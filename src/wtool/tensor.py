@@ -299,7 +299,6 @@ def _dense(axes: list[tuple[int, int, int]], gap: int) -> bool:
 def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: Array) -> None:
     """Copy a strided view of `source` into `out`, reading runs of at most `scratch` and jumping over large holes."""
     import numpy as np
-    from numpy.lib.stride_tricks import as_strided
 
     item = out.itemsize
     # Axes by falling stride: the first is the one to cut, since what is behind it lies together.
@@ -308,7 +307,7 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
     raw = scratch.view(np.uint8).data
     if extent <= scratch.size and _dense(axes, gap):
         source.readinto(offset, raw[: extent * item])
-        out[...] = as_strided(scratch, out.shape, tuple(stride * item for stride in strides))
+        out[...] = np.ndarray(out.shape, out.dtype, scratch, 0, tuple(stride * item for stride in strides))
         return
     stride, size, axis = axes[0]
     inner = _extent(axes[1:])
@@ -322,7 +321,7 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
                 at = index * inner * item
                 source.readinto(offset + (first + index) * stride * item, raw[at : at + inner * item])
             part = out[(*before, slice(first, first + count))]
-            part[...] = as_strided(scratch, part.shape, steps)
+            part[...] = np.ndarray(part.shape, part.dtype, scratch, 0, steps)
         return
     half = size // 2
     _fill(out[(*before, slice(0, half))], source, offset, strides, scratch)
