@@ -140,7 +140,7 @@ def plan_save(
     groups = tuple(tuple(sorted(group, key=natural)) for group in checkpoint.tied())
     if groups and policy == "error":
         raise TiedError(
-            f"{len(groups)} groups of tied tensors, such as {' = '.join(groups[0][:3])}",
+            f"{len(groups)} {'group' if len(groups) == 1 else 'groups'} of tied tensors, such as {' = '.join(groups[0][:3])}",
             path=checkpoint.source.path,
             hint="--tied keep-one or --tied duplicate",
         )
@@ -163,7 +163,7 @@ def plan_save(
         metadata=_metadata(checkpoint, adapter, metadata or {}),
         structure=_structure(checkpoint, adapter),
         max_shard=max_shard,
-        folder=adapter.capabilities.sharded and registry.is_folder_target(path),
+        folder=registry.is_folder_target(path),
     )
     sink = adapter.create(request)
     layout = sink.layout

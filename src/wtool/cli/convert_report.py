@@ -102,7 +102,7 @@ def _facts(data: Mapping[str, Any]) -> Facts:
         rows += [("", f"{file['path']}, {format_size(file['bytes'])}") for file in files]
     rows.append(("tensors", f"{data['tensors']:,}, {format_size(data['tensor_bytes'])}"))
     for cast in data["dtype_changes"]:
-        text = f"{cast['from']} -> {cast['to']}, {cast['tensors']:,} {'tensor' if cast['tensors'] == 1 else 'tensors'}"
+        text = f"{cast['from']} -> {cast['to']}, {_tensors(cast['tensors'])}"
         if cast["overflow"]:
             text += f", {cast['overflow']:,} values overflow to Inf"
         if cast["underflow"]:
@@ -117,7 +117,8 @@ def _facts(data: Mapping[str, Any]) -> Facts:
     rows.append(("copied", f"{format_size(data['copied_bytes'])} as they are"))
     kinds: dict[str, list[str]] = {}
     for loss in data["losses"]:
-        many = f" ({loss['count']:,})" if loss["count"] != 1 else ""
+        many = f" ({_tensors(loss['count'])})" if loss["kind"] == "section" else ""
+        many = f" ({loss['count']:,})" if loss["kind"] == "overflow" else many
         kinds.setdefault(loss["kind"], []).append(f"{loss['name']}{many}")
     for kind, names in kinds.items():
         rows.append(("would be lost" if dry else "lost", f"{kind} {', '.join(names)}"))
@@ -128,6 +129,10 @@ def _facts(data: Mapping[str, Any]) -> Facts:
     if data["verified"]:
         rows.append(("verified", f"equal, by {data['verified']}"))
     return Facts(tuple(rows))
+
+
+def _tensors(count: int) -> str:
+    return f"{count:,} {'tensor' if count == 1 else 'tensors'}"
 
 
 def _losses(losses: list[dict[str, Any]], *, future: bool) -> Table:
