@@ -160,7 +160,7 @@ def tied() -> Checkpoint:
 
 def test_ties(tmp_path: Path) -> None:
     target = tmp_path / "m.safetensors"
-    with pytest.raises(TiedError, match=r"1 groups of tied tensors, such as embed\.w = head\.w"):
+    with pytest.raises(TiedError, match=r"1 group of tied tensors, such as embed\.w = head\.w"):
         save_checkpoint(tied(), target, tied="error")
     report = save_checkpoint(tied(), target, tied="duplicate")
     assert set(open_checkpoint(target)) == {"head.w", "other", "embed.w"} and report.losses == ()
