@@ -697,3 +697,35 @@ class _Counting:
         self.bytes += nbytes
         self.reads += 1
         return bytes(self.inner.pread(offset, nbytes))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_subclasses_attributes_and_optimizers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.arange(3.0))
+    parameter.scale = torch.ones(2)
+    parameter.note = "x"
+    torch.save({"p": parameter}, tmp_path / "f")
+    checkpoint = opened(tmp_path / "f")
+    check(checkpoint, {"p": parameter, "p.scale": parameter.scale})
+    assert [warning.code for warning in checkpoint.warnings] == ["attributes"]
+
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    torch.save({"w": TwoTensor(torch.arange(3.0), torch.ones(3))}, tmp_path / "f")
+    checkpoint = opened(tmp_path / "f")
+    check(checkpoint, {"w.a": torch.arange(3.0), "w.b": torch.ones(3)})
+    assert [warning.code for warning in checkpoint.warnings] == ["subclass"]
+
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({"net": net, "opt": optimizer}, tmp_path / "f")  # its state has tensors for keys
+    checkpoint = opened(tmp_path / "f")
+    assert [(part.name, part.kind, len(part.keys)) for part in checkpoint.sections] == [
+        ("net", "model", 2),
+        ("opt", "optimizer", 4),
+    ]
+    truth = optimizer.state_dict()["state"]
+    check(checkpoint, {f"opt.state.{number}.momentum_buffer": truth[number]["momentum_buffer"] for number in truth})

@@ -27,8 +27,9 @@ _MODULES = frozenset(
     torch.utils.file_baton numpy.testing numpy.f2py numpy.distutils numpy.lib.npyio numpy.lib._npyio_impl
     numpy.ctypeslib numpy.lib.format scipy.weave cgitb logging.config logging.handlers rlcompleter readline turtledemo
     tkinter _osx_support _aix_support _pyrepl torch._inductor.codecache torch.distributed.elastic torch.distributed.run
-    torch.distributed.rpc torch.distributed.launch torch.testing._internal torch.utils.data.datapipes.utils
-    unittest.mock _testcapi _xxsubinterpreters _interpreters
+    torch.distributed.rpc torch.distributed.launch torch.testing._internal.common_utils
+    torch.testing._internal.distributed torch.utils.data.datapipes.utils unittest.mock _testcapi _xxsubinterpreters
+    _interpreters
     """.split()  # noqa: SIM905
 )
 

@@ -59,7 +59,7 @@ class _Flattening:
         self.plan = plan_sections(root, self.survey)
         self.tensors: dict[str, LazyTensor] = {}
         self.members: dict[str, list[str]] = {}
-        self.notes: dict[str, list[str]] = {"sparse": [], "quantized": [], "nested": [], "subclass": []}
+        self.notes: dict[str, list[str]] = {"sparse": [], "quantized": [], "nested": [], "attributes": [], "subclass": []}
         self.key_bytes = 0
         self.keep_structure = True
 
@@ -179,6 +179,7 @@ class _Flattening:
             "sparse": "{} stored as the tensors of its indices and values",
             "quantized": "{} given as its integers, with scale and zero point as tensors beside",
             "nested": "{} stored as the tensors of its values, sizes and strides",
+            "attributes": "{} listed with the tensors among its attributes",
             "subclass": "{} of a subclass that keeps its values in inner tensors, which are listed instead",
         }
         notes = []

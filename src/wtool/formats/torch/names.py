@@ -7,6 +7,7 @@ from wtool.dtypes import BY_STORAGE, BY_TORCH
 from wtool.formats.pickle_names import verdict
 from wtool.formats.pickle_objects import Name
 from wtool.formats.torch.rebuild import MEANINGS
+from wtool.formats.torch.values import NUMPY_CODES
 
 _PACKAGES = (
     "torch.nn.modules torch.nn.parameter torch.nn.quantized torch.nn.quantizable torch.nn.qat torch.ao torch.optim "
@@ -36,12 +37,14 @@ _NAMES = (
     "pathlib.PureWindowsPath pathlib._local.PosixPath pathlib._local.WindowsPath argparse.Namespace types.SimpleNamespace "
     "uuid.UUID decimal.Decimal fractions.Fraction enum.Enum string.Template re._compile random.Random easydict.EasyDict "
     "addict.addict.Dict yacs.config.CfgNode box.box.Box attrdict.dictionary.AttrDict ipaddress.IPv4Address "
+    "numpy.random.bit_generator.SeedSequence numpy.random.bit_generator.__pyx_unpickle_SeedSequence "
 )
 KNOWN = frozenset(
     [f"{package}." for package in _PACKAGES.split()]
     + _NAMES.split()
     + list(MEANINGS)
     + [f"torch.{name}" for name in BY_TORCH]
+    + [name for name in NUMPY_CODES if "." in name]
     + [f"torch.{cuda}{name}" for name in BY_STORAGE for cuda in ("", "cuda.")]
 )
 

@@ -19,6 +19,7 @@ from wtool.formats.torch.values import (
     Storage,
     View,
     Wrapped,
+    attributes,
     from_buffer,
     torch_dtype,
 )
@@ -87,6 +88,21 @@ def _parameter(args: Args) -> Any:
     return args[0] if args else Pairs([])
 
 
+def _parameter_with_state(args: Args) -> Any:
+    return _with_attributes(args[0], args[3])
+
+
+def _with_attributes(made: Any, state: Any) -> Any:
+    """A tensor with tensors of its own among its attributes is a group; other attributes are left."""
+    if isinstance(made, View):
+        held = Inert(_TENSOR, ())
+        held.state = state
+        inner = [(name, value) for name, value in attributes(held) if isinstance(value, View)]
+        if inner:
+            return Group("attributes", [("", made), *inner])
+    return made
+
+
 def _from_type(args: Args) -> Any:
     func, kind, inner, state = args
     if not isinstance(func, Name) or not isinstance(inner, tuple):
@@ -95,7 +111,7 @@ def _from_type(args: Args) -> Any:
     if made is None or isinstance(made, Inert):
         made = Wrapped(kind if isinstance(kind, Name) else func, inner if func.meaning is None else ())
         made.state = state
-    return made
+    return _with_attributes(made, state)
 
 
 def _quantized(args: Args) -> Any:
@@ -250,6 +266,7 @@ def _scalar(args: Args) -> Any:
     return Inert(_NUMPY_SCALAR, args)
 
 
+_TENSOR = Name("torch", "Tensor", {})
 _NUMPY_DTYPE = Name("numpy", "dtype", {})
 _NUMPY_ARRAY = Name("numpy", "ndarray", {})
 _NUMPY_SCALAR = Name("numpy", "generic", {})
@@ -261,7 +278,7 @@ def _table() -> dict[str, Meaning]:
         "torch._utils._rebuild_tensor_v2": _tensor_v2,
         "torch._utils._rebuild_tensor_v3": _tensor_v3,
         "torch._utils._rebuild_parameter": _first,
-        "torch._utils._rebuild_parameter_with_state": _first,
+        "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
         "torch._utils._rebuild_buffer": _first,
         "torch._utils._rebuild_qtensor": _quantized,
         "torch._utils._rebuild_sparse_tensor": _sparse,

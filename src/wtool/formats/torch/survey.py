@@ -52,7 +52,10 @@ def key_text(key: Any) -> str:
 
 
 def pairs(given: Pairs) -> list[tuple[Any, Any]]:
-    """The items of a dict: of equal keys the place of the first and the value of the last, as in Python."""
+    """The items of a dict: of equal keys the place of the first and the value of the last, as in Python.
+
+    A key that is a tensor (the state of a pickled optimizer) or a container is replaced by its place.
+    """
     flat = given.flat
     keys = flat[::2]
     if all(type(key) is str for key in keys):
@@ -68,6 +71,8 @@ def pairs(given: Pairs) -> list[tuple[Any, Any]]:
             word = f"{type(key).__name__[0]}{key!r}"
         else:
             word = f"#{number}"
+            if not isinstance(key, (tuple, Name, Inert)):
+                key = number
         merged[word] = (merged[word][0], value) if word in merged else (key, value)
     return list(merged.values())
 
