@@ -24,7 +24,18 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     """Opens a path in a child of a process that has everything imported."""
     warm = tmp_path_factory.mktemp("warm")
     paths = []
-    for number, name in enumerate(("benign deflated", "index true", "tensorflow true", "legacy true", "tar true", "text")):
+    for number, name in enumerate(
+        (
+            "benign deflated",
+            "index true",
+            "tensorflow true",
+            "legacy true",
+            "tar true",
+            "text",
+            "nothing there",
+            "torch error of many lines",
+        )
+    ):
         folder = warm / str(number)
         folder.mkdir()
         paths.append(str(CASES[name].build(folder)))

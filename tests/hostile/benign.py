@@ -6,8 +6,9 @@ import io
 import struct
 import zipfile
 
-from hostile import add
 from hostile_torch import VALUES, archive, legacy, old_storage, pickled, string, tensor
+
+from hostile import add
 
 W = {"w": tensor()}
 GOOD = pickled(W)
@@ -28,7 +29,11 @@ collections.deque datetime.datetime torch.device torch.Size types.SimpleNamespac
 torchvision.models.resnet.ResNet timm.models.resnet.ResNet peft.tuners.lora.LoraConfig torch.Generator uuid.UUID
 """.split()  # noqa: SIM905
 for name in KNOWN:
-    body = thing(name) if name not in ("torch.device", "torch.Size", "torch.nn.parameter.Parameter", "collections.deque", "datetime.datetime") else f"c{'.'.join(name.split('.')[:-1])}\n{name.split('.')[-1]}\n".encode()
+    body = (
+        thing(name)
+        if name not in ("torch.device", "torch.Size", "torch.nn.parameter.Parameter", "collections.deque", "datetime.datetime")
+        else f"c{'.'.join(name.split('.')[:-1])}\n{name.split('.')[-1]}\n".encode()
+    )
     add(f"benign {name}", archive(pickled({"x": body, **W})), "clean")
 # Strangers whose names contain a frightening word.
 for name in (
@@ -46,7 +51,9 @@ add("benign byteorder", archive(GOOD, extra={"archive/byteorder": b"little"}), "
 add("benign serialization id", archive(GOOD, extra={"archive/.data/serialization_id": b"1" * 40}), "clean")
 add("benign folder entries", archive(GOOD, extra={"archive/data/": b""}), "clean")
 add("benign further files", archive(GOOD, extra={"archive/README.md": b"hello", "archive/code/x.py": b"import os"}), "clean")
-add("benign keys of danger", archive(pickled({"os.system": tensor(), "eval.weight": tensor(), "__class__": tensor()})), "clean")
+add(
+    "benign keys of danger", archive(pickled({"os.system": tensor(), "eval.weight": tensor(), "__class__": tensor()})), "clean"
+)
 add("benign texts of danger", archive(pickled({"x": string("__import__('os').system('id')"), **W})), "clean")
 add("benign keys of Unicode", archive(pickled({"层.权重": tensor(), "é": tensor()})), "clean")
 add("benign legacy", legacy(pickled({"w": tensor(stored=old_storage())})), "clean")

@@ -14,7 +14,15 @@ import resource
 import sys
 import traceback
 
-QUIET = {"builtins.id", "os.listdir", "os.scandir", "sys._getframe", "object.__getattr__", "_thread.start_new_thread", "_thread.start_joinable_thread"}
+QUIET = {
+    "builtins.id",
+    "os.listdir",
+    "os.scandir",
+    "sys._getframe",
+    "object.__getattr__",
+    "_thread.start_new_thread",
+    "_thread.start_joinable_thread",
+}
 LIMIT = 4 << 30
 seen: list[str] = []
 watching = False
@@ -94,7 +102,7 @@ def main() -> None:
     for module in pkgutil.walk_packages(wtool.formats.__path__, "wtool.formats."):
         importlib.import_module(module.name)
     import wtool.kernels.byteswap
-    import wtool.kernels.signs  # noqa: F401
+    import wtool.kernels.signs
 
     for name in ("utf-32-le", "utf-32-be", "latin-1", "raw-unicode-escape", "cp437", "utf-16", "ascii"):
         "a".encode(name)

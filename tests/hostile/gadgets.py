@@ -6,8 +6,9 @@ bypass tests (GHSA-mxhj-88fx-4pcv, GHSA-5j3x, GHSA-r7v6 and their kin), modelsca
 
 from __future__ import annotations
 
-from hostile import add
 from hostile_torch import archive, legacy, old_storage, pickled, string, tensor
+
+from hostile import add
 
 COMMAND = string("touch /tmp/wtool-was-here")
 
@@ -62,7 +63,7 @@ torch.package.PackageImporter torch.multiprocessing.spawn pandas.read_pickle job
 jinja2.Template ast.literal_eval inspect.getsource site.addpackage rlcompleter.Completer readline.read_history_file
 threading.Thread threading.Timer signal.signal fcntl.fcntl mmap.mmap faulthandler.dump_traceback atexit.register gc.get_objects
 unittest.mock._importer nltk.data.load keras.models.load_model concurrent.futures.ProcessPoolExecutor weakref.finalize
-typing.get_type_hints collections.namedtuple string.Formatter contextlib.ExitStack
+typing.get_type_hints collections.namedtuple string.Formatter
 """.split()  # noqa: SIM905
 for one in DANGEROUS:
     add(f"gadget {one}", archive(pickled({"evil": called(one), "w": tensor()})), "dangerous")
@@ -78,9 +79,15 @@ both("NEWOBJ_EX", b"cos\nsystem\n" + COMMAND + b"\x85}\x92", "dangerous")
 both("BUILD", b"cos\nsystem\n)\x81}" + string("__setstate__") + b"cos\nsystem\nsb", "dangerous")
 both("STACK_GLOBAL", string("os") + string("system") + b"\x93" + COMMAND + b"\x85R", "dangerous")
 both("SHORT names", b"\x8c\x02os\x8c\x06system\x93" + COMMAND + b"\x85R", "dangerous")
-both("names from memo", string("os") + b"q\x63" + string("system") + b"q\x6400h\x63h\x64\x93" + COMMAND + b"\x85R", "dangerous")
-both("names by DUP", string("os") + b"2\x93N", "unknown")
-both("module from memo over a decoy", string("os") + b"q\x63" + string("math") + b"q\x640h\x63" + string("system") + b"\x93", "dangerous")
+both(
+    "names from memo", string("os") + b"q\x63" + string("system") + b"q\x6400h\x63h\x64\x93" + COMMAND + b"\x85R", "dangerous"
+)
+both("names by DUP", string("os") + b"2\x93", "dangerous")
+both(
+    "module from memo over a decoy",
+    string("os") + b"q\x63" + string("math") + b"q\x6400h\x63" + string("system") + b"\x93",
+    "dangerous",
+)
 both("memo set twice", string("math") + b"q\x63" + string("os") + b"q\x6300h\x63" + string("system") + b"\x93", "dangerous")
 both("name with a trailing space", b"cos\nsystem \n" + COMMAND + b"\x85R", "dangerous", "unknown")
 both("name in other letters", string("ＯＳ") + string("system") + b"\x93" + COMMAND + b"\x85R", "dangerous", "unknown")
@@ -89,8 +96,16 @@ both("name as a dict key", b"}cos\nsystem\nNs", "dangerous")
 both("name after STOP is not run", b"N", "clean")
 both("names by extension code", b"\x82\x01" + COMMAND + b"\x85R", "unknown", "dangerous")
 both("names by a wide extension code", b"\x84\xff\xff\xff\x7f" + COMMAND + b"\x85R", "unknown", "dangerous")
-both("subclass of a tensor", b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncos\nsystem\n" + COMMAND + b"\x85NtR", "dangerous")
-both("parameter with a dangerous state", b"ctorch._utils\n_rebuild_parameter_with_state\n(N\x89Ncos\nsystem\n" + COMMAND + b"\x85RtR", "dangerous")
+both(
+    "subclass of a tensor",
+    b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncos\nsystem\n" + COMMAND + b"\x85NtR",
+    "dangerous",
+)
+both(
+    "parameter with a dangerous state",
+    b"ctorch._utils\n_rebuild_parameter_with_state\n(N\x89Ncos\nsystem\n" + COMMAND + b"\x85RtR",
+    "dangerous",
+)
 both("nested pickle", b"ctorch.storage\n_load_from_bytes\nC\x05\x80\x02N.x\x85R", "dangerous")
 both("default factory", b"ccollections\ndefaultdict\ncos\nsystem\n\x85R", "dangerous")
 both("frame that lies", b"\x95\x01\0\0\0\0\0\0\0" + called("os.system"), "dangerous")

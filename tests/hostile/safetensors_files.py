@@ -39,9 +39,17 @@ row("not UTF-8", st(b'{"\xff": 1}', D), "corrupt")
 row("array", st(b"[1, 2]", D), "corrupt", "unknown-format")
 row("white space before", st(b" " + json.dumps(one()).encode(), D), "corrupt", "unknown-format", "clean")
 row("polyglot with a zip", st(one(), D + b"PK\5\6" + bytes(18)), "corrupt")
-row("key twice", st(b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"), "unsafe")
+row(
+    "key twice",
+    st(b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"),
+    "unsafe",
+)
 row("field twice", st(b'{"w":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}', b"a"), "unsafe")
-row("metadata twice", st(b'{"__metadata__":{},"__metadata__":{"a":"b"},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"a"), "unsafe")
+row(
+    "metadata twice",
+    st(b'{"__metadata__":{},"__metadata__":{"a":"b"},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"a"),
+    "unsafe",
+)
 row("metadata key twice", st(b'{"__metadata__":{"a":"1","a":"2"}}'), "unsafe")
 row("hole", st(one(data_offsets=[8, 16]), bytes(16)), "corrupt")
 row("overlap", st({**one(), "x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)), "corrupt")
@@ -76,16 +84,53 @@ row("metadata is an array", st({"__metadata__": [], **one()}, D), "corrupt")
 row("surrogate", st(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"a"), "corrupt")
 row("key of control characters", st({"\x1b[2J\n\u202e": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"a"), "clean")
 row("NaN", st(b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', D), "corrupt")
-row("number of 10,000 digits", st(b'{"w":{"dtype":"F32","shape":[' + b"9" * 10_000 + b'],"data_offsets":[0,8]}}', D), "corrupt")
+row(
+    "number of 10,000 digits", st(b'{"w":{"dtype":"F32","shape":[' + b"9" * 10_000 + b'],"data_offsets":[0,8]}}', D), "corrupt"
+)
 row("number of 1e999", st(b'{"w":{"dtype":"F32","shape":[1e999],"data_offsets":[0,8]}}', D), "corrupt")
 row("brackets 100,000 deep", st(b'{"w":' + b"[" * 100_000), "limit", "corrupt")
 row("an alias of itself", st({"__metadata__": {"w": "w"}, **one()}, D), "clean")
 row("an alias of nothing", st({"__metadata__": {"x": "y"}, **one()}, D), "clean")
 row("no tensors", st({}), "clean")
 row("null bytes behind the JSON", st(json.dumps(one()).encode() + b"\0\0\0", D), "corrupt")
-late("safetensors rank of a million", lambda: st(one(shape=[1] * 1_000_000 + [2]), D), "clean", "limit", "corrupt", file="m.safetensors")
-late("safetensors brackets by the million", lambda: st(b'{"w":[' + b"[]," * 2_000_000 + b"[]]}"), "limit", "corrupt", file="m.safetensors")
-late("safetensors objects by the million", lambda: st(b'{"w":[' + b"{}," * 2_000_000 + b"{}]}"), "limit", "corrupt", file="m.safetensors")
-late("safetensors 60,000 empty tensors", lambda: st({f"k{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(60_000)}), "clean", file="m.safetensors")
-late("safetensors keys that share a start", lambda: st({"a" * 500 + str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(20_000)}), "clean", file="m.safetensors")
-late("safetensors a million aliases", lambda: st({"__metadata__": {f"a{n}": "w" for n in range(300_000)}, **one()}, D), "clean", "limit", file="m.safetensors")
+late(
+    "safetensors rank of a million",
+    lambda: st(one(shape=[1] * 1_000_000 + [2]), D),
+    "clean",
+    "limit",
+    "corrupt",
+    file="m.safetensors",
+)
+late(
+    "safetensors brackets by the million",
+    lambda: st(b'{"w":[' + b"[]," * 2_000_000 + b"[]]}"),
+    "limit",
+    "corrupt",
+    file="m.safetensors",
+)
+late(
+    "safetensors objects by the million",
+    lambda: st(b'{"w":[' + b"{}," * 2_000_000 + b"{}]}"),
+    "limit",
+    "corrupt",
+    file="m.safetensors",
+)
+late(
+    "safetensors 60,000 empty tensors",
+    lambda: st({f"k{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(60_000)}),
+    "clean",
+    file="m.safetensors",
+)
+late(
+    "safetensors keys that share a start",
+    lambda: st({"a" * 500 + str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(20_000)}),
+    "clean",
+    file="m.safetensors",
+)
+late(
+    "safetensors a million aliases",
+    lambda: st({"__metadata__": {f"a{n}": "w" for n in range(300_000)}, **one()}, D),
+    "clean",
+    "limit",
+    file="m.safetensors",
+)

@@ -67,7 +67,11 @@ raw("not UTF-8", b'{"weight_map": "\xff"}', "corrupt")
 raw("key twice", b'{"weight_map": {"a": "%s", "a": "%s"}}' % (A.encode(), B.encode()), "unsafe")
 raw("map twice", b'{"weight_map": {}, "weight_map": {"a": "%s"}}' % A.encode(), "unsafe")
 raw("deep", b'{"weight_map":' + b"[" * 50_000, "limit", "corrupt")
-raw("total size of 1e400", b'{"metadata":{"total_size":1e400},"weight_map":{"a":"%s","b":"%s"}}' % (A.encode(), B.encode()), "corrupt")
+raw(
+    "total size of 1e400",
+    b'{"metadata":{"total_size":1e400},"weight_map":{"a":"%s","b":"%s"}}' % (A.encode(), B.encode()),
+    "corrupt",
+)
 raw("brackets", b'{"weight_map":[' + b"[]," * 1_000_000 + b"[]]}", "limit", "corrupt")
 
 
@@ -130,7 +134,7 @@ linked("its folder", ".", "unreadable", "unknown-format")
 linked("the other shard", A, "duplicate-tensor", "foreign-shard")
 
 
-@case("shard is a folder", "unreadable")
+@case("shard is a folder", "unreadable", "unknown-format")
 def _(folder: Path) -> Path:
     whole(folder)
     (folder / B).unlink()

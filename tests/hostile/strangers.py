@@ -13,7 +13,12 @@ UNKNOWN = "unknown-format"
 add("empty file", b"", UNKNOWN)
 add("one byte", b"x", UNKNOWN)
 add("pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n" % (b"a" * 64), UNKNOWN)
-add("pointer of Git LFS called safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n", UNKNOWN, file="m.safetensors")
+add(
+    "pointer of Git LFS called safetensors",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n",
+    UNKNOWN,
+    file="m.safetensors",
+)
 add("page", b"<!DOCTYPE html><html><body>404</body></html>", UNKNOWN)
 add("message of an error", b'{"error": "Repository not found"}', UNKNOWN)
 add("text", b"hello\nworld\n", UNKNOWN)
@@ -25,7 +30,13 @@ add("hdf5", b"\x89HDF\r\n\x1a\n" + bytes(100), UNKNOWN)
 add("plain pickle", pickle.dumps({"a": 1}), UNKNOWN)
 add("plain pickle that would run", b"\x80\x04cos\nsystem\n(X\x02\0\0\0ididtR.", UNKNOWN)
 add("old pickle that would run", b"cos\nsystem\n(S'id'\ntR.", UNKNOWN)
-add("numpy array of objects", b"\x93NUMPY\x01\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 50 + b"\n\x80\x02cos\nsystem\nN\x85R.", UNKNOWN)
+add(
+    "numpy array of objects",
+    b"\x93NUMPY\x01\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    + b" " * 50
+    + b"\n\x80\x02cos\nsystem\nN\x85R.",
+    UNKNOWN,
+)
 add("numpy header of code", b"\x93NUMPY\x01\0v\0__import__('os').system('id')" + b" " * 90, UNKNOWN)
 add("gzip", b"\x1f\x8b" + bytes(100), UNKNOWN)
 add("script with a checkpoint's suffix", b"#!/bin/sh\nrm -rf /\n", UNKNOWN, file="model.pt")

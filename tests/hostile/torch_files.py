@@ -11,8 +11,9 @@ import pickle
 import struct
 import tarfile
 
-from hostile import add
 from hostile_torch import VALUES, archive, integer, legacy, old_storage, pickled, storage, string, tensor
+
+from hostile import add
 
 
 def view(name: str, *expect: str, **lie: object) -> None:
@@ -52,17 +53,81 @@ add("torch persistent id of six", archive(pickled({"w": old_storage()})), "corru
 add("torch persistent id as text", archive(b"\x80\x02Pabc\n."), "corrupt")
 add("torch rebuild without arguments", archive(pickled({"w": b"ctorch._utils\n_rebuild_tensor_v2\n)R"})), "corrupt")
 add("torch items on what is no dict", archive(pickled({"w": tensor() + storage() + b"Ns"})), "corrupt")
-add("torch sparse of no layout", archive(pickled({"w": b"ctorch._utils\n_rebuild_sparse_tensor\n" + string("torch.evil") + b")\x86R"})), "unsupported")
-add("torch sparse of short data", archive(pickled({"w": b"ctorch._utils\n_rebuild_sparse_tensor\n" + string("torch.sparse_csr") + b")\x86R"})), "corrupt")
-add("torch quantized by nothing", archive(pickled({"w": b"ctorch._utils\n_rebuild_qtensor\n(" + storage() + b"K\x00(K\x04t(K\x01tNtR"})), "corrupt")
+add(
+    "torch sparse of no layout",
+    archive(pickled({"w": b"ctorch._utils\n_rebuild_sparse_tensor\n" + string("torch.evil") + b")\x86R"})),
+    "unsupported",
+)
+add(
+    "torch sparse of short data",
+    archive(pickled({"w": b"ctorch._utils\n_rebuild_sparse_tensor\n" + string("torch.sparse_csr") + b")\x86R"})),
+    "corrupt",
+)
+add(
+    "torch quantized by nothing",
+    archive(pickled({"w": b"ctorch._utils\n_rebuild_qtensor\n(" + storage() + b"K\x00(K\x04t(K\x01tNtR"})),
+    "corrupt",
+)
 add("torch key that is half a surrogate", archive(b"\x80\x02}X\x03\0\0\0\xed\xa0\x80" + tensor() + b"s."), "clean", "corrupt")
 add("torch key with control characters", archive(b"\x80\x02}" + string("a\x1b[2J\n\u202e") + tensor() + b"s."), "clean")
 add("torch key of nothing", archive(b"\x80\x02}" + string("") + tensor() + b"s."), "clean")
 add("torch error of many lines", archive(pickled({"w\nx\ny": tensor(shape=(9,))})), "corrupt")
-add("torch numpy array of the wrong size", archive(pickled({"w": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(K\x05tcnumpy\ndtype\n(" + string("f4") + b"K\x00K\x01tR\x89C\x04abcdtb"})), "corrupt")
-add("torch numpy array of objects", archive(pickled({"x": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(K\x01tcnumpy\ndtype\n(" + string("O8") + b"K\x00K\x01tR\x89]cos\nsystem\natb", "w": tensor()})), "dangerous")
-add("torch numpy shape of 2^62", archive(pickled({"w": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(" + integer(1 << 62) + integer(1 << 62) + b"tcnumpy\ndtype\n(" + string("f4") + b"K\x00K\x01tR\x89C\x00tb"})), "corrupt")
-add("torch numpy dtype of itself", archive(pickled({"x": b"cnumpy\ndtype\n(" + string("f4") + b"K\x00K\x01tRq\x01(K\x03h\x01h\x01h\x01h\x01h\x01h\x01tb", "w": tensor()})), "clean", "corrupt")
+add(
+    "torch numpy array of the wrong size",
+    archive(
+        pickled(
+            {
+                "w": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(K\x05tcnumpy\ndtype\n("
+                + string("f4")
+                + b"K\x00K\x01tR\x89C\x04abcdtb"
+            }
+        )
+    ),
+    "corrupt",
+)
+add(
+    "torch numpy array of objects",
+    archive(
+        pickled(
+            {
+                "x": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(K\x01tcnumpy\ndtype\n("
+                + string("O8")
+                + b"K\x00K\x01tR\x89]cos\nsystem\natb",
+                "w": tensor(),
+            }
+        )
+    ),
+    "dangerous",
+)
+add(
+    "torch numpy shape of 2^62",
+    archive(
+        pickled(
+            {
+                "w": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01("
+                + integer(1 << 62)
+                + integer(1 << 62)
+                + b"tcnumpy\ndtype\n("
+                + string("f4")
+                + b"K\x00K\x01tR\x89C\x00tb"
+            }
+        )
+    ),
+    "corrupt",
+)
+add(
+    "torch numpy dtype of itself",
+    archive(
+        pickled(
+            {
+                "x": b"cnumpy\ndtype\n(" + string("f4") + b"K\x00K\x01tRq\x01(K\x03h\x01h\x01h\x01h\x01h\x01h\x01tb",
+                "w": tensor(),
+            }
+        )
+    ),
+    "clean",
+    "corrupt",
+)
 add("torch nothing but a number", archive(b"\x80\x02K\x05."), "clean")
 
 LEGACY = legacy(pickled({"w": tensor(stored=old_storage())}))
@@ -79,8 +144,23 @@ add("legacy gadget for the magic", b"\x80\x02cos\nsystem\nN\x85R." + LEGACY, "un
 add("legacy gadget in the header", LEGACY.replace(b"\x88s.", b"cos\nsystem\n" + string("x") + b"\x85Rs.", 1), "dangerous")
 add("legacy gadget in the keys", LEGACY.replace(b"\x80\x02](", b"\x80\x02](cos\nsystem\n", 1), "corrupt", "dangerous")
 add("legacy keys are no list", LEGACY.replace(b"\x80\x02](" + string("0") + b"e.", b"\x80\x02N."), "corrupt")
-add("legacy view beyond", legacy(pickled({"w": tensor(stored=old_storage()[:-3] + b"(" + string("v") + b"K\x02K\x03ttQ")})), "corrupt")
-add("legacy module with its source", legacy(pickled({"w": tensor(stored=old_storage()), "m": b"(" + string("module") + b"cmine\nNet\n" + string("net.py") + string("import os") + b"tQ"})), "unknown")
+add(
+    "legacy view beyond",
+    legacy(pickled({"w": tensor(stored=old_storage()[:-3] + b"(" + string("v") + b"K\x02K\x03ttQ")})),
+    "corrupt",
+)
+add(
+    "legacy module with its source",
+    legacy(
+        pickled(
+            {
+                "w": tensor(stored=old_storage()),
+                "m": b"(" + string("module") + b"cmine\nNet\n" + string("net.py") + string("import os") + b"tQ",
+            }
+        )
+    ),
+    "unknown",
+)
 add("legacy cut in its storage", LEGACY[:-3], "truncated")
 add("legacy cut in its pickle", LEGACY[:60], "truncated")
 
@@ -104,7 +184,9 @@ def dumped(value: object) -> bytes:
 
 KIND = b"\x80\x02(K\x01" + string("cpu") + b"ctorch\nFloatStorage\nt."
 STORAGES = dumped(1) + KIND + struct.pack("<q", 4) + VALUES + dumped([])
-TENSORS = dumped(1) + b"\x80\x02(K\x02K\x01ctorch\nFloatTensor\nt." + struct.pack("<i", 1) + bytes(4) + struct.pack("<3q", 4, 1, 0)
+TENSORS = (
+    dumped(1) + b"\x80\x02(K\x02K\x01ctorch\nFloatTensor\nt." + struct.pack("<i", 1) + bytes(4) + struct.pack("<3q", 4, 1, 0)
+)
 SYSTEM = dumped({"little_endian": True})
 OBJECT = b"\x80\x02}" + string("w") + b"K\x02Qs."
 
@@ -115,19 +197,50 @@ def old_tar(**parts: bytes) -> bytes:
 
 
 add("tar true", old_tar(), "clean")
-add("tar gadget in the object", old_tar(pickle=b"\x80\x02}(" + string("w") + b"K\x02Q" + string("x") + b"cos\nsystem\nN\x85Ru."), "dangerous")
-add("tar gadget in the storages", old_tar(storages=dumped(1) + KIND.replace(b"X\x03\0\0\0cpu", b"cos\nsystem\nN\x85R") + STORAGES[len(dumped(1) + KIND):]), "dangerous")
-add("tar gadget in the tensors", old_tar(tensors=TENSORS.replace(b"ctorch\nFloatTensor\n", b"cos\nsystem\nN\x85R")), "dangerous")
+add(
+    "tar gadget in the object",
+    old_tar(pickle=b"\x80\x02}(" + string("w") + b"K\x02Q" + string("x") + b"cos\nsystem\nN\x85Ru."),
+    "dangerous",
+)
+add(
+    "tar gadget in the storages",
+    old_tar(storages=dumped(1) + KIND.replace(b"X\x03\0\0\0cpu", b"cos\nsystem\nN\x85R") + STORAGES[len(dumped(1) + KIND) :]),
+    "dangerous",
+)
+add(
+    "tar gadget in the tensors",
+    old_tar(tensors=TENSORS.replace(b"ctorch\nFloatTensor\n", b"cos\nsystem\nN\x85R")),
+    "dangerous",
+)
 add("tar count of 2^60", old_tar(storages=dumped(1 << 60)), "corrupt")
 add("tar count below 0", old_tar(tensors=dumped(-1)), "corrupt")
-add("tar storage of 2^62", old_tar(storages=dumped(1) + KIND + struct.pack("<q", 1 << 62) + VALUES + dumped([])), "truncated", "corrupt")
+add(
+    "tar storage of 2^62",
+    old_tar(storages=dumped(1) + KIND + struct.pack("<q", 1 << 62) + VALUES + dumped([])),
+    "truncated",
+    "corrupt",
+)
 add("tar rank of 2^31", old_tar(tensors=TENSORS[:-32] + struct.pack("<i", (1 << 31) - 1) + TENSORS[-28:]), "corrupt")
 add("tar shape beyond", old_tar(tensors=TENSORS[:-24] + struct.pack("<3q", 40, 1, 0)), "corrupt")
 add("tar stride below 0", old_tar(tensors=TENSORS[:-24] + struct.pack("<3q", 4, -1, 3)), "corrupt")
 add("tar view of nothing", old_tar(storages=STORAGES[: -len(dumped([]))] + dumped([(5, 77, 0, 1)])), "corrupt")
-add("tar members twice", tar([("sys_info", SYSTEM), ("pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES), ("pickle", OBJECT)]), "unsafe")
-add("tar link", tar([("sys_info", SYSTEM), ("pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES)], {"storages": tarfile.SYMTYPE}), "unsafe")
-add("tar with a name that leads out", tar([("sys_info", SYSTEM), ("../pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES)]), "corrupt")
+add(
+    "tar members twice",
+    tar([("sys_info", SYSTEM), ("pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES), ("pickle", OBJECT)]),
+    "unsafe",
+)
+add(
+    "tar link",
+    tar(
+        [("sys_info", SYSTEM), ("pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES)], {"storages": tarfile.SYMTYPE}
+    ),
+    "unsafe",
+)
+add(
+    "tar with a name that leads out",
+    tar([("sys_info", SYSTEM), ("../pickle", OBJECT), ("tensors", TENSORS), ("storages", STORAGES)]),
+    "corrupt",
+)
 add("tar without its pickle", tar([("sys_info", SYSTEM), ("tensors", TENSORS), ("storages", STORAGES)]), "corrupt")
 add("tar with a wrong sum", old_tar().replace(b"0000644", b"0000645", 2), "corrupt", "unknown-format")
 add("tar cut", old_tar()[:2000], "truncated", "corrupt")

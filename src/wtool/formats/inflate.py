@@ -25,7 +25,11 @@ class Inflated:
         self.name = source.name
         self.size = entry.size
         self._lock = Lock()
-        self._restart()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._inflater: Any = None
+        self._at, self._ready = 0, b""
 
     def _restart(self) -> None:
         self._inflater = zlib.decompressobj(-15)
@@ -45,7 +49,7 @@ class Inflated:
         if offset < 0 or offset + len(buffer) > self.size:
             raise self._short(offset, len(buffer))
         with self._lock:
-            if offset < self._at:
+            if self._inflater is None or offset < self._at:
                 self._restart()
             done = 0
             while done < len(buffer):
@@ -57,6 +61,8 @@ class Inflated:
                     done += count
                 else:
                     self._advance()
+            if offset + done == self.size:
+                self._forget()  # a file may have many entries, and each is mostly read once
 
     def _advance(self) -> None:
         """Make the next piece ready."""
@@ -103,6 +109,11 @@ def content(source: ByteSource, entry: Entry) -> tuple[ByteSource, int]:
             return MemoryBytes(inflated.pread(0, entry.size), source.name), 0
         return inflated, 0
     raise UnsupportedError(f"entry '{entry.name}' is compressed with method {entry.method}", path=source.name)
+
+
+def later(source: ByteSource, entry: Entry) -> tuple[ByteSource, int]:
+    """As `content`, but nothing is inflated before it is read: a file may have very many small entries."""
+    return (Inflated(source, entry), 0) if entry.method == DEFLATED else content(source, entry)
 
 
 def check_sum(source: ByteSource, entry: Entry, start: ByteSource, offset: int) -> None:

@@ -29,7 +29,8 @@ _MODULES = frozenset(
     tkinter _osx_support _aix_support _pyrepl torch._inductor.codecache torch.distributed.elastic torch.distributed.run
     torch.distributed.rpc torch.distributed.launch torch.testing._internal.common_utils
     torch.testing._internal.distributed torch.utils.data.datapipes.utils unittest.mock _testcapi _xxsubinterpreters
-    _interpreters
+    _interpreters torch.utils._config_module torch._dynamo.guards torch.jit.unsupported_tensor_ops test.support pyrepl
+    nltk.data
     """.split()  # noqa: SIM905
 )
 
@@ -64,7 +65,7 @@ _NAMES = frozenset(
     joblib.load joblib.dump tensorflow.io.read_file tensorflow.io.write_file keras.models.load_model scipy.io.loadmat
     gc.get_objects gc.get_referrers torch.utils.data.datapipes.utils.decoder.basichandlers
     torch.testing._internal.common_utils.shell torch._inductor.codecache.compile_file torch.distributed.run
-    torch.distributed.elastic.multiprocessing.api
+    torch.distributed.elastic.multiprocessing.api weakref.finalize
     """.split()  # noqa: SIM905
 )
 

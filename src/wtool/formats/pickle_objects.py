@@ -6,6 +6,7 @@ overflow the stack.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -17,8 +18,10 @@ MAX_DEPTH = 1000  # of open marks here, of nested objects in whoever walks the r
 MAX_MEMO = 10_000_000
 MAX_INTEGER = 1024  # bytes of one integer
 # What a file may make besides what its length warrants: an empty list takes 1 byte here and 64 in memory.
-FREE_NODES = 1_000_000  # containers and objects; more for every 32 bytes
-FREE_TUPLES = 2_000_000  # more for every 8 bytes
+FREE_NODES = 200_000  # containers and objects; more for every 16 bytes
+FREE_TUPLES = 500_000  # more for every 8 bytes
+MAX_NAMES = 50_000
+_FREE_COPIES = 2_000_000  # elements or bytes that calls may copy; two more for every byte
 
 Meaning = Callable[[tuple[Any, ...]], Any]
 
@@ -88,6 +91,28 @@ class Bag:
         self.frozen = frozen
 
 
+def brief(value: Any) -> str:
+    """A value of the file for a message: never long, and never walked into, since it may be deeper than the stack."""
+    return str(value)[:40] if type(value) in (str, bytes, int, float, bool, type(None)) else f"a {type(value).__name__}"
+
+
+def _weight(value: Any, depth: int) -> int:
+    """How much a function would copy that is given this value."""
+    kind = type(value)
+    if kind is Pairs:
+        return len(value.flat)
+    if kind in _COPIED:
+        return len(value)
+    if kind is tuple:
+        inner = sum(_weight(part, depth - 1) for part in value) if depth and len(value) <= 8 else 0
+        return len(value) + inner
+    return 0
+
+
+_COPIED = frozenset((list, str, bytes, bytearray))
+COPIED = _COPIED | {Pairs, tuple}
+
+
 class Workbench:
     """Stack, marks and memo of one pickle, and what can be made on them."""
 
@@ -102,19 +127,30 @@ class Workbench:
         self.opcodes = 0
         self.nodes = 0
         self.tuples = 0
+        self.copies = 0
         self.value: Any = None
 
     def node(self) -> None:
         self.nodes += 1
-        if self.nodes > FREE_NODES and self.nodes > FREE_NODES + self.pos // 32:
+        if self.nodes > FREE_NODES and self.nodes > FREE_NODES + self.pos // 16:
             raise LimitError(f"byte {self.pos}: {self.nodes:,} objects in so few bytes")
+
+    def charge(self, args: tuple[Any, ...]) -> None:
+        """Count what a call or a state copies: one long object, shared by many short calls, would fill the memory."""
+        self.copies += _weight(args, 4)
+        if self.copies > _FREE_COPIES and self.copies > _FREE_COPIES + 2 * self.pos:
+            raise LimitError(f"byte {self.pos}: the same objects are copied again and again")
 
     def make(self, maker: Any, args: Any) -> Any:
         if type(args) is not tuple:
             raise CorruptError("the arguments of a call are no tuple")
         if type(maker) is Name:
             if maker.meaning is not None:
-                return maker.meaning(args)
+                self.charge(args)
+                try:
+                    return maker.meaning(args)
+                except (IndexError, struct.error):
+                    raise CorruptError(f"the arguments of {maker.text} make no sense") from None
             if maker.text in ("copyreg.__newobj__", "copyreg._reconstructor") and args and type(args[0]) is Name:
                 # _reconstructor(class, base, state of base): protocols 0 and 1 make every object this way.
                 return self.make(args[0], args[1:] if maker.name == "__newobj__" else ())
@@ -136,6 +172,8 @@ class Workbench:
         spelling = f"{module}\n{name}"
         found = self.names.get(spelling)
         if found is None:
+            if len(self.names) >= MAX_NAMES:
+                raise LimitError(f"byte {self.pos}: more than {MAX_NAMES:,} names")
             found = self.names[spelling] = Name(module, name, self.meanings)
         self.stack.append(found)
 

@@ -177,6 +177,7 @@ def _build(w: Workbench, data: bytes, pos: int) -> int:
     state = w.stack.pop()
     target = w.stack[-1]
     if isinstance(target, (Inert, Pairs)):
+        w.charge((state,))
         # A second state adds to the first, as it would to the object's attributes.
         target.state = state if target.state is None else (target.state, state)
     return pos

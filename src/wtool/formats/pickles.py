@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from wtool.bytesource import ByteSource
 from wtool.errors import CorruptError, LimitError, TruncatedError, UnsupportedError
 from wtool.formats.pickle_objects import (
+    COPIED,
     FREE_NODES,
     FREE_TUPLES,
     MAX_BYTES,
@@ -154,7 +155,16 @@ class _Machine(Workbench):
                 elif op == 0x52:  # REDUCE
                     args = stack.pop()
                     maker = stack[-1]
-                    if type(maker) is Name and type(args) is tuple and maker.meaning is not None:
+                    self.pos = at
+                    # The rebuilding of a tensor copies nothing; whatever else is called is counted.
+                    if (
+                        type(maker) is Name
+                        and type(args) is tuple
+                        and maker.meaning is not None
+                        and 5 < len(args) < 9
+                        and type(args[0]) not in COPIED
+                        and type(args[1]) not in COPIED
+                    ):
                         stack[-1] = maker.meaning(args)
                     else:
                         stack[-1] = self.make(maker, args)

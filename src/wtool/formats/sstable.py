@@ -27,7 +27,7 @@ FOOTER = 48
 BLOCK_SIZE = 256 << 10  # TensorFlow's table::Options
 RESTART_INTERVAL = 16
 _TRAILER = 5
-_KEY_RATIO = 64  # restart points every 16 keys keep real tables far below it
+_KEY_RATIO = 16  # restart points every 16 keys keep real tables below it
 
 Entry = tuple[bytes, bytes]
 

@@ -23,6 +23,7 @@ OTHER_TYPES = {
 HEADER = bytes_field(3, number_field(1, 1))  # version.producer
 _CONSUMER = 1  # the newest version of the format that is known, TensorFlow's kTensorBundleVersion
 _MAX_RANK = 32  # numpy's, before 2.0
+_MAX_ENTRY = 1 << 20  # bytes: room for the slices of the most partitioned variable
 _NUMBER_1, _NUMBER_2, _NUMBER_3, _NUMBER_4, _NUMBER_5 = (number << 3 | VARINT for number in range(1, 6))
 _MESSAGE_1, _MESSAGE_2, _MESSAGE_3, _MESSAGE_7 = (number << 3 | BYTES for number in (1, 2, 3, 7))
 _CRC = 6 << 3 | FIXED32
@@ -77,6 +78,8 @@ def parse_header(data: bytes) -> Header | None:
 
 def parse_entry(data: bytes, shapes: dict[bytes, Shape]) -> Entry:
     """The entry, its numbers checked for sign; `shapes` remembers what was parsed, as most shapes come often."""
+    if len(data) > _MAX_ENTRY:
+        raise LimitError(f"its entry of {len(data)} bytes is longer than {_MAX_ENTRY}")
     dtype = shard = offset = size = crc = 0
     shape: Shape | None = None
     slices: list[Slice] = []

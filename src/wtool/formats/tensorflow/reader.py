@@ -24,7 +24,8 @@ from wtool.formats.tensorflow.strings import decode, plain
 from wtool.tensor import Box, LazyTensor, Shape, TensorSpec, c_strides
 
 _MAX_TEXT = 64 << 20  # bytes of a string tensor that is still read at open
-_MAX_SLICES = 2048  # that are compared pairwise
+_MAX_STRINGS = 1_000_000  # in it
+_MAX_SLICES = 256  # that are compared pairwise
 
 _NOTHING = MemoryBytes(b"", "empty tensor")
 
@@ -199,7 +200,7 @@ class _Bundle:
                 text = f"'{key}' holds values of {name}, for which there is no dtype here; it is left out"
                 self._warnings.append(Warning("unsupported-dtype", text))
             return Opaque(f"tensorflow.{name} {list(entry.shape)}")
-        if entry.size > _MAX_TEXT:
+        if entry.size > _MAX_TEXT or (prod(entry.shape) > _MAX_STRINGS and entry.size > _MAX_STRINGS):
             return Opaque(f"tensorflow.string {list(entry.shape)}, {entry.size} bytes")
         try:
             strings = decode(

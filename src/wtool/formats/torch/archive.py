@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 from wtool.bytesource import ByteSource
 from wtool.checkpoint import Warning
-from wtool.errors import CorruptError, UnknownFormatError, UnsafeError, UnsupportedError
-from wtool.formats.inflate import check_sum, content
-from wtool.formats.pickle_objects import MAX_BYTES, Name
+from wtool.errors import CorruptError, LimitError, UnknownFormatError, UnsafeError, UnsupportedError
+from wtool.formats.inflate import check_sum, content, later
+from wtool.formats.pickle_objects import MAX_BYTES, Name, brief
 from wtool.formats.pickles import Pickled, read_pickle
 from wtool.formats.torch.rebuild import MEANINGS
 from wtool.formats.torch.values import Storage, storage_dtype
 from wtool.formats.zips import Directory, Entry, read_directory
 
+# A pickle may be this much larger than its deflated bytes: names that repeat make it a tenth, a bomb a thousandth.
+_FREE_INFLATED, _MOST_INFLATED = 4 << 20, 32
 _UNIQUE = ("data.pkl", "constants.pkl", "byteorder", "version")
 
 
@@ -95,12 +97,12 @@ def _pickle(directory: Directory, root: str, name: str, folder: str) -> tuple[Pi
     def persistent(given: Any) -> Storage:
         word, kind, key, location, count = given[:5]
         if word not in ("storage", b"storage") or len(given) != 5:
-            raise CorruptError(f"a persistent id of kind {str(word)[:40]!r}")
+            raise CorruptError(f"a persistent id of kind {brief(word)!r}")
         if type(key) is not str:
-            key = str(key)[:100]
+            key = brief(key)
         dtype = storage_dtype(kind)
         if type(count) is not int or not 0 <= count < 1 << 60:
-            raise CorruptError(f"storage '{key}' of {str(count)[:40]} elements")
+            raise CorruptError(f"storage '{key}' of {brief(count)} elements")
         place = f"{folder}{key}"
         known = storages.get(place)
         if known is None:
@@ -115,6 +117,8 @@ def _pickle(directory: Directory, root: str, name: str, folder: str) -> tuple[Pi
             return alias
         return known
 
+    if entry.method and entry.size > _FREE_INFLATED + _MOST_INFLATED * entry.packed:
+        raise LimitError(f"entry '{entry.name}' inflates {entry.packed:,} bytes to {entry.size:,}", path=source.name)
     start, offset = content(source, entry)
     if entry.size <= MAX_BYTES:
         check_sum(source, entry, start, offset)
@@ -142,7 +146,7 @@ def _place(directory: Directory, root: str, storages: dict[str, Storage], big: b
             )
         if entry.method:
             if name not in opened:
-                opened[name] = content(source, entry)
+                opened[name] = later(source, entry)
             storage.place(*opened[name])
         else:
             storage.place(source, entry.offset)

@@ -17,6 +17,8 @@ from wtool.tensor import Box, LazyTensor, TensorSpec, c_strides
 
 _DEEP_STRUCTURE = 100  # levels; writers and renderers may recurse on what is handed to them
 _KEY_BYTES = 256 << 20  # all keys together
+_LONGEST = 16 << 10  # one key, of a tensor or of what leads to it
+_FREE_ITEMS = 200_000  # walked beside tensors, besides one for every byte of pickle
 _MAX_RANK = 64
 _MAX = 1 << 63
 
@@ -55,23 +57,29 @@ class _Flattening:
         self.name = name
         self.survey = Survey(root)
         self.survey.check_tensors(root, nbytes, name)
-        self.plain = Plain(self.survey)
+        self.plain = Plain(self.survey, nbytes)
         self.plan = plan_sections(root, self.survey)
         self.tensors: dict[str, LazyTensor] = {}
         self.members: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {"sparse": [], "quantized": [], "nested": [], "attributes": [], "subclass": []}
         self.key_bytes = 0
+        self.items = _FREE_ITEMS + nbytes
         self.keep_structure = True
 
     def emit(self, key: str, view: Any, section: str) -> TensorRef:
         if key in self.tensors:
             raise KeyClashError(f"two tensors have the key '{key}' when nested keys are joined with dots", path=self.name)
-        self.key_bytes += len(key)
+        self.key_bytes += self.check_key(key)
         if self.key_bytes > _KEY_BYTES:
             raise LimitError(f"its keys are longer than {_KEY_BYTES:,} bytes together", path=self.name)
         self.tensors[key] = lazy(key, view, self.name)
         self.members.setdefault(section, []).append(key)
         return TensorRef(key)
+
+    def check_key(self, key: str) -> int:
+        if len(key) > _LONGEST:
+            raise LimitError(f"a key of more than {_LONGEST:,} characters: {key[:40]!r}...", path=self.name)
+        return len(key)
 
     def run(self, root: Any) -> tuple[Any, Any]:
         """The structure and the extras of the root."""
@@ -89,7 +97,10 @@ class _Flattening:
                 if aside:
                     value = value.value
                 text = key if type(key) is str else key_text(key)
-                full = frame.prefix + text
+                full = frame.prefix + text[: _LONGEST + 1]
+                self.items -= 1
+                if self.items < 0:
+                    raise LimitError("it shares what stands beside its tensors again and again", path=self.name)
                 view = value if type(value) is View else tensor(value)
                 if view is not None:
                     if not text and type(frame.thing) is Group:
@@ -113,6 +124,7 @@ class _Flattening:
                     frame.built.append((key, plain.keep(value)))
                     frame.shown.append((text, plain.show(value)))
             if down is not None:
+                self.check_key(down.prefix)
                 frames.append(down)
                 open_.add(id(down.thing))
                 self.keep_structure = self.keep_structure and len(frames) < _DEEP_STRUCTURE

@@ -10,7 +10,7 @@ from typing import Any
 
 from wtool.bytesource import ByteSource
 from wtool.errors import CorruptError, TruncatedError, UnsupportedError
-from wtool.formats.pickle_objects import Name
+from wtool.formats.pickle_objects import Name, brief
 from wtool.formats.pickles import read_pickle
 from wtool.formats.torch.archive import Loaded
 from wtool.formats.torch.rebuild import MEANINGS
@@ -32,12 +32,12 @@ class Shelf:
         if word in ("module", b"module"):
             return data[0]
         if word not in ("storage", b"storage"):
-            raise CorruptError(f"a persistent id of kind {str(word)[:40]!r}")
+            raise CorruptError(f"a persistent id of kind {brief(word)!r}")
         kind, key, location, count, view = (*data, None)[:5]
         dtype = storage_dtype(kind)
         key = _word(key)
         if type(count) is not int or not 0 <= count < 1 << 60:
-            raise CorruptError(f"storage '{key}' of {str(count)[:40]} elements")
+            raise CorruptError(f"storage '{key}' of {brief(count)} elements")
         storage = self.storages.get(key)
         if storage is None:
             storage = self.storages[key] = Storage(key, dtype, count, _word(location))
@@ -70,7 +70,7 @@ class Shelf:
 def _word(given: Any) -> str:
     if isinstance(given, bytes):
         return given.decode("latin-1")
-    return given if type(given) is str else str(given)[:100]
+    return given if type(given) is str else brief(given)
 
 
 def load(source: ByteSource) -> Loaded:
@@ -80,7 +80,7 @@ def load(source: ByteSource) -> Loaded:
         raise CorruptError("does not begin with the magic number of torch's old format", path=name)
     protocol = read_pickle(source, magic.end, size, {}, window=64)
     if protocol.value != _PROTOCOL:
-        raise UnsupportedError(f"protocol {str(protocol.value)[:40]} of torch's old format is not known", path=name)
+        raise UnsupportedError(f"protocol {brief(protocol.value)} of torch's old format is not known", path=name)
     system = read_pickle(source, protocol.end, size, {}, window=512)
     shelf = Shelf()
     main = read_pickle(source, system.end, size, MEANINGS, shelf.persistent, window=1 << 16)

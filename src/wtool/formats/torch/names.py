@@ -45,6 +45,7 @@ KNOWN = frozenset(
     + list(MEANINGS)
     + [f"torch.{name}" for name in BY_TORCH]
     + [name for name in NUMPY_CODES if "." in name]
+    + [f"torch.{cuda}{name.replace('Storage', 'Tensor')}" for name in BY_STORAGE for cuda in ("", "cuda.")]
     + [f"torch.{cuda}{name}" for name in BY_STORAGE for cuda in ("", "cuda.")]
 )
 

@@ -12,6 +12,7 @@ from wtool.formats.torch.values import attributes
 
 _DEEPEST = 100  # levels shown: more than people nest, less than makes json or repr fail
 _LARGEST = 500_000  # things shown, each counted as often as it is reached
+_FREE = 50_000  # of them, besides one for every 4 bytes of pickle
 _SCALARS = frozenset((str, int, float, bool, bytes, complex, type(None)))
 _PATHS = frozenset(("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"))
 _OPEN = object()
@@ -20,8 +21,9 @@ _OPEN = object()
 class Plain:
     """Converts parts of a pickle that hold no tensors; a part that is shared is converted once."""
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(self, survey: Survey, nbytes: int) -> None:
         self.survey = survey
+        self.most = min(_LARGEST, _FREE + nbytes // 4)
         self._kept: dict[int, Any] = {}
         self._seen: dict[int, Any] = {}
 
@@ -29,7 +31,7 @@ class Plain:
         measure = self.survey.of(thing)
         if measure.depth > _DEEPEST:
             return Opaque(f"{measure.depth} levels of nested objects")
-        if measure.nodes > _LARGEST:
+        if measure.nodes > self.most:
             return Opaque(f"{measure.nodes if measure.nodes < 1 << 60 else 'countless'} objects")
         return None
 

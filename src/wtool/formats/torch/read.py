@@ -8,7 +8,7 @@ from typing import Any
 from wtool.adapter import Probe
 from wtool.bytesource import ByteSource
 from wtool.checkpoint import Checkpoint, Global, Node, Section, Source, Warning
-from wtool.errors import WtoolError
+from wtool.errors import LimitError, WtoolError
 from wtool.formats.pickle_objects import Inert, Pairs
 from wtool.formats.torch import archive, legacy, tar
 from wtool.formats.torch.flatten import Flat, flatten
@@ -28,6 +28,8 @@ def open_torch(probe: Probe) -> Checkpoint:
         return _open(probe, source)
     except WtoolError as error:
         raise error.at(probe.path) from None
+    except RecursionError:
+        raise LimitError("its objects are nested too deeply", path=probe.path) from None
     finally:
         if collecting:
             gc.enable()

@@ -26,6 +26,8 @@ from wtool.formats.torch.values import (
 
 Args = tuple[Any, ...]
 
+_MAX_RANK = 64
+
 _SCALARS = {
     "f8": "d",
     "f4": "f",
@@ -46,6 +48,10 @@ def _view(storage: Any, dtype: Any, offset: Any, size: Any, stride: Any) -> View
         raise CorruptError("a tensor is rebuilt from something that is no storage")
     if storage.location == "meta":
         return Meta()
+    if type(size) in (list, tuple) and len(size) > _MAX_RANK:
+        raise CorruptError(f"a tensor of {len(size)} sizes")
+    if type(stride) in (list, tuple) and len(stride) > _MAX_RANK:
+        raise CorruptError(f"a tensor of {len(stride)} strides")
     if type(size) is list:
         size = tuple(size)
     if type(stride) is list:
@@ -57,6 +63,8 @@ def _view(storage: Any, dtype: Any, offset: Any, size: Any, stride: Any) -> View
 
 def _bits(view: View | Meta, metadata: Any) -> View | Meta:
     if metadata and isinstance(metadata, Pairs) and isinstance(view, View):
+        if len(metadata.flat) > 2 * _MAX_RANK:
+            raise CorruptError("the metadata of a tensor is too long")
         for key, value in zip(metadata.flat[::2], metadata.flat[1::2], strict=True):
             if key == "conj":
                 view.conjugate = bool(value)
@@ -89,7 +97,8 @@ def _parameter(args: Args) -> Any:
 
 
 def _parameter_with_state(args: Args) -> Any:
-    return _with_attributes(args[0], args[3])
+    made, _, _, state = args
+    return _with_attributes(made, state)
 
 
 def _with_attributes(made: Any, state: Any) -> Any:
@@ -107,9 +116,11 @@ def _from_type(args: Args) -> Any:
     func, kind, inner, state = args
     if not isinstance(func, Name) or not isinstance(inner, tuple):
         raise CorruptError("a tensor subclass that is not rebuilt by a name")
-    made = func.meaning(inner) if func.meaning is not None else None
+    # Only what rebuilds one tensor: a table of functions that call each other would be a machine.
+    meaning = func.meaning if func.text.startswith("torch._utils._rebuild_") else None
+    made = meaning(inner) if meaning is not None else None
     if made is None or isinstance(made, Inert):
-        made = Wrapped(kind if isinstance(kind, Name) else func, inner if func.meaning is None else ())
+        made = Wrapped(kind if isinstance(kind, Name) else func, inner if meaning is None else ())
         made.state = state
     return _with_attributes(made, state)
 
@@ -124,6 +135,8 @@ def _quantized(args: Args) -> Any:
     if isinstance(scale, View):
         parts += [("scale", scale), ("zero_point", zero), ("axis", axis[0] if axis else None)]
     else:
+        if type(scale) not in (int, float) or type(zero) is not int:
+            raise CorruptError("the scale of a quantized tensor is no number")
         parts.append(("scale", _scalar_view("f64", struct.pack("<d", float(scale)))))
         parts.append(("zero_point", _scalar_view("i64", struct.pack("<q", int(zero)))))
     return Group("quantized", parts)

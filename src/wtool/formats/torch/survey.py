@@ -15,6 +15,7 @@ from wtool.errors import LimitError
 from wtool.formats.pickle_objects import Bag, Inert, Name, Pairs
 from wtool.formats.torch.values import Group, Meta, NumpyArray, Storage, View, attributes
 
+_MAX_AGAIN = 1_000_000  # items of states that objects share, counted from the second object
 _FREE_TENSORS = 100_000  # allowed besides one for every 16 bytes of pickle: torch writes more than 60 for each
 _INNER = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -61,14 +62,16 @@ def pairs(given: Pairs) -> list[tuple[Any, Any]]:
     if all(type(key) is str for key in keys):
         return list(dict(zip(keys, flat[1::2], strict=True)).items())
     # Other keys are compared as text: the hash of an integer or a tuple is the file's to choose.
-    merged: dict[str, tuple[Any, Any]] = {}
+    merged: dict[object, tuple[Any, Any]] = {}
     for number, (key, value) in enumerate(zip(keys, flat[1::2], strict=True)):
         if isinstance(key, float) and key.is_integer():
-            word = f"i{int(key):x}"
+            word: object = f"i{int(key):x}"
         elif isinstance(key, int):
             word = f"i{key:x}"
-        elif type(key) in (str, bytes, float, type(None)):
-            word = f"{type(key).__name__[0]}{key!r}"
+        elif type(key) in (str, bytes, type(None)):
+            word = (type(key), key)
+        elif type(key) is float:
+            word = repr(key)
         else:
             word = f"#{number}"
             if not isinstance(key, (tuple, Name, Inert)):
@@ -181,6 +184,8 @@ class Survey:
     def _walk(self, root: Any) -> None:
         measures = self.measures
         open_: set[int] = set()
+        states: set[int] = set()
+        again = 0
         # A frame: object, iterator over its values, and what has been counted so far.
         first = children(root)
         if first is None:
@@ -211,6 +216,15 @@ class Survey:
                     cycle = True
                     continue
                 inner = children(value)
+                if isinstance(value, Inert) and value.state is not None:
+                    if id(value.state) in states and isinstance(inner, list):
+                        again += len(inner)
+                        if again > _MAX_AGAIN:
+                            raise LimitError("its objects share what they hold again and again")
+                    states.add(id(value.state))
+                if not inner and inner is not None:
+                    frame[3] += 1  # nothing below: not worth a measure
+                    continue
                 if inner is None:
                     frame[2] += tensor(value) is not None
                     frame[3] += 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from wtool.bytesource import ByteSource
 from wtool.dtypes import BY_NAME
 from wtool.errors import CorruptError, LimitError, TruncatedError, UnsafeError
-from wtool.formats.pickle_objects import Name
+from wtool.formats.pickle_objects import Name, brief
 from wtool.formats.pickles import read_pickle
 from wtool.formats.torch.archive import Loaded
 from wtool.formats.torch.legacy import Shelf, place
@@ -112,7 +112,7 @@ def _key(given: Any) -> str:
 
 def _count(given: Any, limit: int, source: ByteSource) -> int:
     if type(given) is not int or not 0 <= given <= limit:
-        raise CorruptError(f"a count of {str(given)[:40]} in so few bytes", path=source.name)
+        raise CorruptError(f"a count of {brief(given)} in so few bytes", path=source.name)
     return given
 
 
