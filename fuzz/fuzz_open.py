@@ -4,7 +4,7 @@
     python fuzz/fuzz_open.py -max_total_time=600 fuzz/corpus     # a folder for what it finds interesting; may be empty
 
 Each input is written to a file (and, for TensorFlow, beside a data file), opened and read to the end. Anything but an answer
-or a WtoolError is a crash. Seeds are the fixtures. A crash becomes a case in tests/test_damage.py.
+or a WtoolError is a crash. Seeds are the fixtures. A crash becomes a case in tests/hostile.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def thing(name: str) -> bytes:
 KNOWN = """
 torch.nn.modules.linear.Linear torch.nn.modules.container.Sequential torch.nn.parameter.Parameter torch.optim.adam.Adam
 torch.optim.lr_scheduler.StepLR argparse.Namespace pathlib.PosixPath omegaconf.dictconfig.DictConfig
-omegaconf.base.ContainerMetadata pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint ultralytics.nn.tasks.DetectionModel
+omegaconf.base.ContainerMetadata pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
+ultralytics.nn.tasks.DetectionModel
 transformers.training_args.TrainingArguments fairseq.data.dictionary.Dictionary numpy.random._pickle.__randomstate_ctor
 collections.deque datetime.datetime torch.device torch.Size types.SimpleNamespace easydict.EasyDict yacs.config.CfgNode
 torchvision.models.resnet.ResNet timm.models.resnet.ResNet peft.tuners.lora.LoraConfig torch.Generator uuid.UUID
@@ -39,7 +40,8 @@ for name in KNOWN:
 for name in (
     "mymodel.system.SystemModel", "operating_system.Config", "evaluator.EvalResult", "project.evaluation.Evaluator",
     "codec_models.Codec", "models.codes.Codebook", "myos.Net", "socket_net.SocketNet", "importance.Importer",
-    "subprocessors.Pre", "pickled_cucumber.Pickle", "__main__.Net", "model.Model", "requests_model.Request", "execution.Executor",
+    "subprocessors.Pre", "pickled_cucumber.Pickle", "__main__.Net", "model.Model", "requests_model.Request",
+    "execution.Executor",
     "open_lm.Params", "platformer.Agent", "commandnet.Command", "inspection.Inspector", "torch_ema.ExponentialMovingAverage",
 ):  # fmt: skip
     add(f"benign stranger {name}", archive(pickled({"x": thing(name), **W})), "unknown")

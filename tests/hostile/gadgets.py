@@ -1,7 +1,8 @@
 """Pickles that would run something, and names that look as if they would not.
 
-Ideas: the advisories of picklescan (GHSA and CVE-2025-1716, -1889, -1944, -10155, -10156, -10157, issues 22 and 23), fickling's
-bypass tests (GHSA-mxhj-88fx-4pcv, GHSA-5j3x, GHSA-r7v6 and their kin), modelscan issues 263 and 338, CVE-2025-32434.
+Ideas: the advisories of picklescan (GHSA and CVE-2025-1716, -1889, -1944, -10155, -10156, -10157, issues 22 and 23),
+fickling's bypass tests (GHSA-mxhj-88fx-4pcv, GHSA-5j3x, GHSA-r7v6 and their kin), modelscan issues 263 and 338,
+CVE-2025-32434.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ torch.load torch.hub.load torch.serialization.load torch.storage._load_from_byte
 torch.utils.bottleneck.__main__.run_cprofile torch.utils.bottleneck.__main__.run_autograd_prof
 torch.utils.collect_env.run torch.utils.cpp_extension.load torch.utils.cpp_extension.load_inline
 torch.utils._config_module.ConfigModule.load_config torch._dynamo.guards.GuardBuilder.get
-torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression torch.utils.data.datapipes.utils.decoder.basichandlers
+torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
+torch.utils.data.datapipes.utils.decoder.basichandlers
 torch.jit.unsupported_tensor_ops.execWrapper torch.jit.unsupported_tensor_ops._gen_unsupported_methods_properties
 torch._inductor.codecache.compile_file torch.distributed.run.main torch.utils.model_zoo.load_url torch.UntypedStorage.from_file
 torch.package.PackageImporter torch.multiprocessing.spawn pandas.read_pickle joblib.load yaml.unsafe_load jsonpickle.decode
@@ -128,7 +130,8 @@ for number, (module, name) in enumerate(
     )
 ):  # fmt: skip
     add(f"dotted {number} {module}+{name}",
-        archive(pickled({"evil": string(module) + string(name) + b"\x93" + COMMAND + b"\x85R", "w": tensor()})), "dangerous")  # fmt: skip
+        archive(pickled({"evil": string(module) + string(name) + b"\x93" + COMMAND + b"\x85R", "w": tensor()})),
+        "dangerous")  # fmt: skip
 
 # Modules that borrow a name: a list of prefixes would let them pass.
 for name in ("torch_evil.run", "numpy_evil.load", "builtins2.exec", "collections_x.run"):

@@ -1,4 +1,4 @@
-"""Headers of safetensors that lie. Rows: the library's own tests (tensor.rs, attacks/), its external audit, fuzzers' reports."""
+"""Headers of safetensors that lie. Rows: the library's own tests (tensor.rs, attacks/), its audit, fuzzers' reports."""
 
 from __future__ import annotations
 

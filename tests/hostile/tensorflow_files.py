@@ -191,7 +191,8 @@ table(
     "corrupt",
 )
 table("keys that repeat a long start",
-      assembled(entries((0, b"", format_header(1)), (0, b"a" * 200_000, at(0, 1)), *((200_000, b"%06d" % n, b"") for n in range(20_000)))), "limit")  # fmt: skip
+      assembled(entries((0, b"", format_header(1)), (0, b"a" * 200_000, at(0, 1)), *(
+          (200_000, b"%06d" % n, b"") for n in range(20_000)))), "limit")  # fmt: skip
 table(
     "fields by the million",
     assembled(entries((0, b"", format_header(1)), (0, b"a", b"\x38\x01" * 3_000_000))),

@@ -1,7 +1,7 @@
 """Torch files whose numbers lie: the stream from before 1.6, the tar from before 0.2, storages and views.
 
-Ideas: CVE-2025-32434 (the old path is another reader), CVE-2026-24747 (items set on what is no dict, storage sizes), the sparse
-tensors that are built without a check of their indices.
+Ideas: CVE-2025-32434 (the old path is another reader), CVE-2026-24747 (items set on what is no dict, storage sizes), the
+sparse tensors that are built without a check of their indices.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ view("storage that is a number", "corrupt", stored=b"K\x05")
 view("meta storage", "unsupported", stored=storage(location="meta"))
 view("empty with an absurd other size", "clean", "corrupt", shape=(0, 1 << 62), strides=(1, 1))
 add("torch two dtypes of one storage",
-    archive(pickled({"a": tensor(), "b": tensor(stored=storage(kind="torch\nLongStorage", count=2), shape=(2,))})), "corrupt")  # fmt: skip
+    archive(pickled({"a": tensor(), "b": tensor(stored=storage(kind="torch\nLongStorage", count=2), shape=(2,))})),
+    "corrupt")  # fmt: skip
 add("torch keys that clash", archive(pickled({"a": pickled({"b": tensor()})[2:-1], "a.b": tensor()})), "key-collision")
 add("torch persistent id of another kind", archive(pickled({"w": b"(" + string("module") + b"NNNNtQ"})), "corrupt")
 add("torch persistent id of six", archive(pickled({"w": old_storage()})), "corrupt")

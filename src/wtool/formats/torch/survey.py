@@ -60,7 +60,7 @@ def pairs(given: Pairs) -> list[tuple[Any, Any]]:
     flat = given.flat
     keys = flat[::2]
     if all(type(key) is str for key in keys):
-        return list(dict(zip(keys, flat[1::2], strict=True)).items())
+        return _kept(given, list(dict(zip(keys, flat[1::2], strict=True)).items()))
     # Other keys are compared as text: the hash of an integer or a tuple is the file's to choose.
     merged: dict[object, tuple[Any, Any]] = {}
     for number, (key, value) in enumerate(zip(keys, flat[1::2], strict=True)):
@@ -77,7 +77,14 @@ def pairs(given: Pairs) -> list[tuple[Any, Any]]:
             if not isinstance(key, (tuple, Name, Inert)):
                 key = number
         merged[word] = (merged[word][0], value) if word in merged else (key, value)
-    return list(merged.values())
+    return _kept(given, list(merged.values()))
+
+
+def _kept(given: Pairs, items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The items; where they are fewer than were set, the dict keeps only them, so that its past is looked through once."""
+    if 2 * len(items) < len(given.flat):
+        given.flat = [part for item in items for part in item]
+    return items
 
 
 def is_module(thing: Any) -> bool:
