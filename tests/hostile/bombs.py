@@ -307,6 +307,16 @@ late(
     "corrupt",
 )
 
+# An optimizer's state that holds nothing, eight times in a list, that list eight times in another...
+OPTIMIZERS = b"}(" + string("state") + b"}" + string("param_groups") + b"]uq\x00" + b"0](" + b"h\x00" * 8 + b"eq\x00"
+OPTIMIZERS += (b"0](" + b"h\x00" * 8 + b"eq\x00") * 20
+add("optimizers within optimizers", only(b"}(" + string("a") + b"](" + OPTIMIZERS + tensor() + b"eu"), "clean", "limit")
+late("objects made by objects", lambda: beside(b"](cm\nC\n" + b")R2" * 60_000 + b"0e"), "unknown", "limit")
+late("extras that are one long list", lambda: only(b"}(" + string("w") + tensor() + string("x") + b"](" + b"N" * 200_000
+     + b"eq\x01" + b"".join(string(f"k{n}") + b"h\x01" for n in range(5_000)) + b"u"), "clean", "limit")  # fmt: skip
+late("a module that holds itself", lambda: only(b"cm\nC\n)\x81q\x01}(" + string("_parameters") + b"}" + string("w") + tensor()
+     + b"s" + string("_buffers") + b"}" + string("_modules") + b"}" + string("m") + b"h\x01sub"), "unknown")  # fmt: skip
+
 
 def deflated(pickle: bytes, stored: dict[str, bytes] | None = None) -> bytes:
     out = io.BytesIO()

@@ -53,7 +53,8 @@ class Inert:
     __slots__ = ("args", "elements", "made_by", "pairs", "state")
 
     def __init__(self, made_by: Name | Inert, args: tuple[Any, ...]) -> None:
-        self.made_by = made_by
+        # What was made by an inert object has its name; a chain of them would have to be followed each time.
+        self.made_by: Name = made_by.made_by if isinstance(made_by, Inert) else made_by
         self.args = args
         self.state: Any = None
         self.pairs: list[Any] = []  # key, value, key, value...
@@ -61,10 +62,7 @@ class Inert:
 
     @property
     def text(self) -> str:
-        made_by: Name | Inert = self.made_by
-        while isinstance(made_by, Inert):
-            made_by = made_by.made_by
-        return made_by.text
+        return self.made_by.text
 
     def __repr__(self) -> str:
         return f"<a {self.text}>"

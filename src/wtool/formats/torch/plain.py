@@ -12,7 +12,7 @@ from wtool.formats.torch.values import attributes
 
 _DEEPEST = 100  # levels shown: more than people nest, less than makes json or repr fail
 _LARGEST = 500_000  # things shown, each counted as often as it is reached
-_FREE = 50_000  # of them, besides one for every 4 bytes of pickle
+_FREE = 200_000  # of them, besides one for every 2 bytes of pickle
 _SCALARS = frozenset((str, int, float, bool, bytes, complex, type(None)))
 _PATHS = frozenset(("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"))
 _OPEN = object()
@@ -23,7 +23,7 @@ class Plain:
 
     def __init__(self, survey: Survey, nbytes: int) -> None:
         self.survey = survey
-        self.most = min(_LARGEST, _FREE + nbytes // 4)
+        self.most = min(_LARGEST, _FREE + nbytes // 2)
         self._kept: dict[int, Any] = {}
         self._seen: dict[int, Any] = {}
 

@@ -96,9 +96,10 @@ def _state_dict(value: Any) -> bool:
     return bool(items) and 2 * sum(tensor(inner) is not None for _, inner in items) > len(items)
 
 
-def _is_optimizer(value: Any) -> bool:
+def _is_optimizer(value: Any, levels: int = 2) -> bool:
+    """The state of an optimizer, or a list of them; not deeper, since lists may share their parts without end."""
     if type(value) is list or type(value) is tuple:
-        return bool(value) and all(_is_optimizer(inner) for inner in value[:8])
+        return bool(value) and levels > 0 and all(_is_optimizer(inner, levels - 1) for inner in value[:8])
     if type(value) is not Pairs:
         return False
     items = {key: inner for key, inner in pairs(value) if type(key) is str}
