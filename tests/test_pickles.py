@@ -153,7 +153,7 @@ def test_noise(noise: bytes, protocol: int) -> None:
 DANGEROUS = """
 os.system posix.system nt.system subprocess.Popen sys.exit builtins.eval __builtin__.exec builtins.getattr
 importlib.import_module runpy.run_path pty.spawn socket.socket shutil.rmtree ctypes.CDLL pickle.loads _pickle.loads
-dill.loads cloudpickle.loads marshal.loads operator.attrgetter operator.methodcaller functools.partial webbrowser.open
+dill.loads cloudpickle.loads marshal.loads operator.attrgetter operator.methodcaller functools.reduce webbrowser.open
 pip.main pip._internal.main pkgutil.resolve_name io.FileIO io.open code.interact timeit.timeit cProfile.run pdb.run
 bdb.Bdb asyncio.subprocess.create_subprocess_shell types.CodeType types.FunctionType torch.load torch.hub.load
 torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.f2py.crackfortran

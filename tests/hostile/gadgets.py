@@ -34,7 +34,7 @@ builtins.apply builtins.breakpoint builtins.help builtins.map builtins.input __b
 __builtin__.file importlib.import_module importlib.__import__ importlib.machinery.SourceFileLoader runpy.run_path
 runpy._run_code pty.spawn socket.socket socket.create_connection shutil.rmtree shutil.copyfile sys.exit sys.settrace
 ctypes.CDLL ctypes.cdll.LoadLibrary cffi.FFI pickle.loads pickle.load _pickle.loads dill.loads cloudpickle.loads shelve.open
-marshal.loads marshal.load types.FunctionType types.CodeType functools.partial functools.reduce operator.attrgetter
+marshal.loads marshal.load types.FunctionType types.CodeType functools.reduce operator.attrgetter
 operator.methodcaller operator.itemgetter itertools.starmap webbrowser.open pip.main pip._internal.main
 pip._internal.cli.main.main setuptools.sandbox.run_setup pkgutil.resolve_name pkgutil.get_loader pydoc.locate
 pydoc.pipepager code.interact code.InteractiveInterpreter codeop.compile_command timeit.timeit timeit.main cProfile.run

