@@ -525,3 +525,14 @@ def test_the_completion_script_names_the_command() -> None:
     out, _ = process.communicate()
     assert process.returncode == 0
     assert b"_WTOOL_COMPLETE" in out
+
+
+def test_a_judge_that_is_not_installed_is_missed_before_writing(
+    model: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wtool.verify.find_spec", lambda name: None)
+    target = tmp_path / "out.pth"
+    code, out, err = answer(capsys, "convert", model, target, "--verify", "framework")
+    assert (code, out) == (2, "")
+    assert "pip install 'wtool[torch]'" in err
+    assert not target.exists()

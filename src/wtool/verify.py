@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from wtool.analysis.digest import digest
 from wtool.api import SavePlan, open_checkpoint
@@ -12,6 +13,16 @@ from wtool.tensor import LazyTensor
 
 Progress = Callable[[int], None]
 MODES = ("digest", "framework")
+_FRAMEWORKS = ("torch", "tensorflow")  # formats that are called as their framework; safetensors' library is always there
+
+
+def check_ready(plan: SavePlan, mode: str) -> None:
+    """MissingExtraError if "framework" is asked for and the framework is not installed. Before anything is written."""
+    name = plan.format
+    if mode == "framework" and name in _FRAMEWORKS and find_spec(name) is None:
+        raise MissingExtraError(
+            f"--verify framework needs {name}, which is not installed", path=plan.target, hint=f"pip install 'wtool[{name}]'"
+        )
 
 
 def verify(plan: SavePlan, mode: str = "digest", *, jobs: int = 1, progress: Progress | None = None) -> None:

@@ -96,6 +96,10 @@ def convert(
     renamed = sum(old != new for old, new in zip(before, after, strict=True))
     count = options.worker_count(jobs)
     done = None
+    if how is not None:
+        from wtool.verify import check_ready
+
+        check_ready(plan, how)
     if not dry_run:
         with console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
             done = save(plan, jobs=count, memory=bound, progress=advance)
