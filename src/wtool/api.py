@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -272,7 +272,7 @@ def _losses(checkpoint: Checkpoint, whole: Checkpoint, adapter: FormatAdapter, m
             continue  # every name in it is a key
         why = f"{adapter.name} holds tensors only" if not adapter.capabilities.extras else "is not part of the state dict"
         if not kept:
-            losses.append(Loss("extras", str(name), 1, 0, why))
+            losses.append(Loss("extras", str(name), sum(1 for _ in _leaves(value)), 0, why))
         else:
             losses += [Loss("object", opaque, 1, 0, f"in {name}: no plain value") for opaque in _opaque(value)]
     if not adapter.capabilities.metadata:
@@ -283,16 +283,19 @@ def _losses(checkpoint: Checkpoint, whole: Checkpoint, adapter: FormatAdapter, m
 
 
 def _opaque(value: Any) -> list[str]:
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(item.name for item in _leaves(value) if isinstance(item, Opaque)))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The single values in nested dicts and lists; what stands at several places counts once."""
     stack, seen = [value], set()
     while stack:
         item = stack.pop()
-        if isinstance(item, Opaque):
-            found[item.name] = None
-        elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
+        if not isinstance(item, (Mapping, list, tuple)):
+            yield item
+        elif id(item) not in seen:
             seen.add(id(item))
             stack.extend(item.values() if isinstance(item, Mapping) else item)
-    return list(found)
 
 
 def _metadata(checkpoint: Checkpoint, adapter: FormatAdapter, added: Mapping[str, str]) -> dict[str, str]:

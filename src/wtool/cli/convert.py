@@ -191,4 +191,6 @@ def _said(losses: Sequence[Loss], *, future: bool, all_names: bool) -> list[str]
 def _named(loss: Loss) -> str:
     if loss.kind == "section":
         return f"{loss.name} ({loss.count:,} {'tensor' if loss.count == 1 else 'tensors'}, {format_size(loss.nbytes)})"
+    if loss.kind == "extras" and loss.count > 1:
+        return f"{loss.name} ({loss.count:,} values)"
     return f"{loss.name} ({loss.count:,})" if loss.kind in ("overflow", "underflow") else loss.name
