@@ -49,6 +49,34 @@ class _Stop(Exception):
     """Another job failed: give up quietly."""
 
 
+class _Gate:
+    """Who is at work. The files are closed after `shut`, so it returns when the last one has left, and nobody enters any more.
+
+    Futures cannot tell this: Ctrl-C may strike between handing a batch to an executor and learning of its future.
+    """
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._inside = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self.stop.is_set():
+                raise _Stop
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        self.stop.set()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside)
+
+
 class _Out:
     """Sequential writes into one file from one place on, with its checksum, progress and write-behind."""
 
@@ -96,17 +124,18 @@ def run(
     `memory` bounds the bytes of blocks that all threads hold together. Raises the reader's errors as they are, and WriteError
     for those of the output. Nothing is published.
     """
-    stop = threading.Event()
+    gate = _Gate()
     checksum = plan.layout.checksum
     share = (memory or _MEMORY) // max(jobs, 1)
     block = max(min(BLOCK, share // 4), 64 << 10)
     stripe = max(min(STRIPE, share - 4 * block), block)
 
     def work(batch: Sequence[Job]) -> list[Done]:
-        return [one(job) for job in batch]
+        with gate:
+            return [one(job) for job in batch]
 
     def one(job: Job) -> Done:
-        out = _Out(stage, job.file, job.at, checksum, progress, stop)
+        out = _Out(stage, job.file, job.at, checksum, progress, gate.stop)
         tally: Tally = {}
         if isinstance(job, CopyJob):
             _copy(job.source, job.offset, job.nbytes, block, out)
@@ -120,7 +149,7 @@ def run(
             _pwrite(stage.fds[file], memoryview(data), at, stage.paths[file])
 
     patch(plan.layout.patches)
-    results = _run_all(work, _batches(plan.jobs), jobs, executor, stop)
+    results = _run_all(work, _batches(plan.jobs), jobs, executor, gate)
     sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
     sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
     patch(sink.finish(sums))
@@ -147,7 +176,7 @@ def _run_all(
     batches: Iterable[Sequence[Job]],
     count: int,
     executor: Executor | None,
-    stop: threading.Event,
+    gate: _Gate,
 ) -> list[Done]:
     if count <= 1 and executor is None:
         return [done for batch in batches for done in work(batch)]
@@ -161,9 +190,9 @@ def _run_all(
                 raise error
         return [done for future in futures for done in future.result()]
     finally:
-        stop.set()  # no-one works on after an error or Ctrl-C; after success there is no-one
-        # The files are closed after this: no thread may write any more.
-        wait([future for future in futures if not future.cancel()])
+        for future in futures:
+            future.cancel()
+        gate.shut()
         if executor is None:
             pool.shutdown(cancel_futures=True)
 
