@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from wtool.api import open_checkpoint, plan_save, save, save_checkpoint
+from wtool.errors import TruncatedError, VerifyError
 from wtool.ops.convert import Convert
 from wtool.verify import verify
 
@@ -179,3 +180,25 @@ def test_torch_state_dict_as_a_tensorflow_checkpoint(net: Any, tmp_path: Path) -
         with tf.compat.v1.Session(graph=graph) as session:
             tf.compat.v1.train.Saver({"embed.weight": variable}).restore(session, str(tmp_path / "net.ckpt"))
             assert np.array_equal(session.run(variable), state["embed.weight"].numpy())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failed_check_never_removes_what_replaced_something(force: bool, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(4)}, tmp_path / "x.pth")
+    plan = plan_save(open_checkpoint(tmp_path / "x.pth"), tmp_path / "y.safetensors", force=force)
+    save(plan)
+    damaged = (tmp_path / "y.safetensors").read_bytes()[:-1] + b"\xff"
+    (tmp_path / "y.safetensors").write_bytes(damaged)
+    with pytest.raises(VerifyError):
+        verify(plan)
+    assert (tmp_path / "y.safetensors").exists() == force
+
+
+def test_a_source_that_fails_is_no_fault_of_the_output(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(4)}, tmp_path / "x.pth")
+    plan = plan_save(open_checkpoint(tmp_path / "x.pth"), tmp_path / "y.safetensors")
+    save(plan)
+    (tmp_path / "x.pth").write_bytes(b"")
+    with pytest.raises(TruncatedError):
+        verify(plan)
+    assert (tmp_path / "y.safetensors").exists()

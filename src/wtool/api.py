@@ -216,7 +216,11 @@ def save(
             ]
             if plan.strict:
                 total = sum(overflow.values())
-                raise LossError(f"{total} values of {len(overflow)} tensors overflow", path=plan.checkpoint.source.path)
+                raise LossError(
+                    f"{total} values of {len(overflow)} tensors overflow",
+                    path=plan.checkpoint.source.path,
+                    hint="bf16 and f32 hold larger values; without --strict this is only said",
+                )
         stage.publish()
     files = tuple(zip(plan.paths, sizes, strict=True))
     return SaveReport(plan, files, written.nbytes, time.perf_counter() - began, tuple(losses), overflow, underflow)
@@ -265,7 +269,7 @@ def _losses(checkpoint: Checkpoint, whole: Checkpoint, adapter: FormatAdapter, m
     for section in whole.sections:
         if section.name not in here:
             nbytes = sum(whole[key].nbytes for key in section.keys)
-            losses.append(Loss("section", section.name, len(section.keys), nbytes, "is not among the model's weights"))
+            losses.append(Loss("section", section.name, len(section.keys), nbytes, "was not chosen (--section all takes it)"))
     kept = adapter.capabilities.extras and _structure(checkpoint, adapter) is not None
     for name, value in whole.extras.items():
         if name == OBJECT_GRAPH:

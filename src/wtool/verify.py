@@ -12,7 +12,6 @@ from wtool.errors import MissingExtraError, VerifyError, WtoolError
 from wtool.tensor import LazyTensor
 
 Progress = Callable[[int], None]
-MODES = ("digest", "framework")
 _FRAMEWORKS = ("torch", "tensorflow")  # formats that are called as their framework; safetensors' library is always there
 
 
@@ -29,20 +28,26 @@ def verify(plan: SavePlan, mode: str = "digest", *, jobs: int = 1, progress: Pro
     """Compare the output on the disk with the checkpoint that was to be written.
 
     "digest" opens it with wtool and compares keys and digests; "framework" loads it with torch, TensorFlow or the safetensors
-    library and compares bit for bit. Raises VerifyError after removing the output, or MissingExtraError, which leaves it.
+    library and compares bit for bit. Raises VerifyError. A new output is removed then; one that replaced another is left:
+    it may be all that there is. Errors of the source are raised as they are, and the output is left.
     """
     try:
         if mode == "framework":
             _by_framework(plan, progress)
         else:
             _by_digest(plan, jobs, progress)
-    except MissingExtraError:
-        raise
     except WtoolError as error:
+        if not isinstance(error, VerifyError) and error.path not in (plan.target, *plan.paths):
+            raise
+        if isinstance(error, MissingExtraError):
+            raise
+        if plan.force:
+            hint = "the output was left where it is: do not trust it"
+            raise VerifyError(error.message, path=plan.target, hint=hint) from None
         for path in reversed(plan.paths):
             if os.path.lexists(path):
                 os.unlink(path)
-        raise VerifyError(f"{error.message}; the output was removed", path=plan.target) from None
+        raise VerifyError(f"{error.message}; the output was removed", path=plan.target, hint="convert it again") from None
 
 
 def _by_digest(plan: SavePlan, jobs: int, progress: Progress | None) -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from wtool.adapter import SaveRequest, TensorSink
 from wtool.checkpoint import Node, TensorRef
-from wtool.dtypes import BY_TORCH
 from wtool.errors import DtypeError
 from wtool.formats.pickling import Pickled, Stored, dumps
 from wtool.formats.shards import INDEX, Pattern, split
@@ -17,7 +16,6 @@ from wtool.formats.torch.archive_layout import ALIGNMENT, Entry, descriptor, des
 from wtool.plan import Layout, OutputFile, Patch, Slot
 from wtool.tensor import TensorSpec
 
-DTYPES = frozenset(row.name for row in BY_TORCH.values())
 WEIGHTS = Pattern("pytorch_model", ".bin")
 
 _VERSION = b"3\n"  # of the archive, since torch 1.6
