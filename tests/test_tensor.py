@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 from support import Counting, covered_once
 
-from wtool import tensor as tensors
+from wtool import boxes
 from wtool.bytesource import LocalFile, MemoryBytes
 from wtool.dtypes import BY_NAME, dtype
 from wtool.errors import TruncatedError
@@ -65,8 +65,8 @@ def test_strided_views(view: tuple[str, tuple[int, ...], tuple[int, ...], int], 
     tensor = LazyTensor.strided("x", dtype(name), shape, MemoryBytes(data), first * kind.itemsize, strides)
     with pytest.MonkeyPatch.context() as patch:
         if small:  # the same code on what would be a large tensor: runs, jumps and halves
-            patch.setattr(tensors, "_SCRATCH", 64)
-            patch.setattr(tensors, "_GAP", 8)
+            patch.setattr(boxes, "_SCRATCH", 64)
+            patch.setattr(boxes, "_GAP", 8)
         check(tensor, expected, nbytes, stripe)
 
 

@@ -1,0 +1,170 @@
+"""Where values lie: boxes, each a strided view of a ByteSource, and how they are gathered into C order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wtool.bytesource import ByteSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+Shape = tuple[int, ...]
+
+_SCRATCH = 2 << 20  # bytes read at once while gathering
+_GAP = 8 << 10  # a hole in a view smaller than this is cheaper to read than to jump over
+
+
+class Box(NamedTuple):
+    """A strided view that fills the part of a grid beginning at index `start`.
+
+    `offset` is in bytes and of the first element; `strides` are in elements and may be zero or negative. For dtypes narrower
+    than a byte the unit is the byte and the grid one flat run of packed bytes. `shape` has the rank of `start` and `strides`.
+    """
+
+    start: Shape
+    shape: Shape
+    source: ByteSource
+    offset: int
+    strides: Shape
+
+
+def c_strides(shape: Shape) -> Shape:
+    """Strides, in elements, of a C-order array."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
+    return tuple(strides)
+
+
+def gather(boxes: Sequence[Box], start: Shape, out: Array) -> None:
+    """Fill `out` with the stored values of the part of its shape that begins at `start` of the grid.
+
+    Raises TruncatedError or UnreadableError when a source fails. Reads at most 2 MiB at once.
+    """
+    import numpy as np
+
+    unit, shape = out.dtype, out.shape
+    if not out.size:
+        return
+    scratch = np.empty(_SCRATCH // unit.itemsize, unit)
+    for box in boxes:
+        low = tuple(map(max, start, box.start))
+        high = tuple(min(a + n, b + m) for a, n, b, m in zip(start, shape, box.start, box.shape, strict=True))
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            continue
+        where = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
+        inside = sum((a - s) * stride for a, s, stride in zip(low, box.start, box.strides, strict=True))
+        part, strides = out[where], box.strides
+        if min(strides, default=0) < 0:  # read it forwards
+            inside += sum((n - 1) * stride for n, stride in zip(part.shape, strides, strict=True) if stride < 0)
+            part = part[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in strides)]
+            strides = tuple(map(abs, strides))
+        _fill(part, box.source, box.offset + inside * unit.itemsize, strides, scratch)
+
+
+def c_ordered(shape: Shape, strides: Shape) -> bool:
+    """Whether the values of a box lie packed in C order."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def slabs(shape: Shape, most: int) -> Iterator[tuple[Shape, Shape]]:
+    """Boxes (start, shape) of at most about `most` elements that cover `shape` in C order."""
+    axis, inner = 0, prod(shape)
+    if not inner:
+        return
+    while axis < len(shape) and inner > most:
+        inner //= shape[axis]
+        axis += 1
+    if axis == 0:
+        yield (0,) * len(shape), shape
+        return
+    axis -= 1  # the axis that is cut; all axes behind it stay whole
+    step = max(most // inner, 1)
+    tail = shape[axis + 1 :]
+    for number in range(prod(shape[:axis])):
+        outer = []
+        for size in reversed(shape[:axis]):
+            number, index = divmod(number, size)
+            outer.append(index)
+        outer.reverse()
+        for first in range(0, shape[axis], step):
+            start = (*outer, first, *(0 for _ in tail))
+            yield start, (*(1 for _ in outer), min(step, shape[axis] - first), *tail)
+
+
+def ranges(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape]]:
+    """Boxes (start, shape) that cover the elements `first` to `last` of the C order of `shape`, in this order."""
+    while first < last:
+        start, size = [], []
+        rest, inner = first, prod(shape)
+        for axis, length in enumerate(shape):
+            inner //= length
+            index, rest = divmod(rest, inner)
+            start.append(index)
+            if not rest and last - first >= inner:  # from here on whole
+                size = [1] * axis + [min((last - first) // inner, length - index), *shape[axis + 1 :]]
+                start += [0] * (len(shape) - axis - 1)
+                break
+        else:
+            size = [1] * len(shape)
+        yield tuple(start), tuple(size)
+        first += prod(size)
+
+
+def _extent(axes: list[tuple[int, int, int]]) -> int:
+    return 1 + sum((size - 1) * stride for stride, size, _ in axes)
+
+
+def _dense(axes: list[tuple[int, int, int]], gap: int) -> bool:
+    """Whether reading straight through the view wastes little: no hole is longer than `gap` elements."""
+    inner = 1
+    for stride, size, _ in reversed(axes):
+        if stride - inner > gap:
+            return False
+        inner += (size - 1) * stride
+    return True
+
+
+def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: Array) -> None:
+    """Copy a strided view of `source` into `out`, reading runs of at most `scratch` and jumping over large holes."""
+    import numpy as np
+
+    item = out.itemsize
+    # Axes by falling stride: the first is the one to cut, since what is behind it lies together.
+    axes = sorted(((t, n, a) for a, (n, t) in enumerate(zip(out.shape, strides, strict=True)) if n > 1), reverse=True)
+    extent, gap = _extent(axes), _GAP // item
+    raw = scratch.view(np.uint8).data
+    if extent <= scratch.size and _dense(axes, gap):
+        source.readinto(offset, raw[: extent * item])
+        out[...] = np.ndarray(out.shape, out.dtype, scratch, 0, tuple(stride * item for stride in strides))
+        return
+    stride, size, axis = axes[0]
+    inner = _extent(axes[1:])
+    before = (slice(None),) * axis
+    if inner <= scratch.size and _dense(axes[1:], gap):
+        group = min(max(scratch.size // inner, 1), size)
+        steps = tuple((inner if a == axis else t) * item for a, t in enumerate(strides))
+        for first in range(0, size, group):
+            count = min(group, size - first)
+            for index in range(count):
+                at = index * inner * item
+                source.readinto(offset + (first + index) * stride * item, raw[at : at + inner * item])
+            part = out[(*before, slice(first, first + count))]
+            part[...] = np.ndarray(part.shape, part.dtype, scratch, 0, steps)
+        return
+    half = size // 2
+    _fill(out[(*before, slice(0, half))], source, offset, strides, scratch)
+    _fill(out[(*before, slice(half, size))], source, offset + half * stride * item, strides, scratch)
