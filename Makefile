@@ -11,9 +11,10 @@ FULL = .venv/bin/python
 
 .PHONY: demo test slim full check lint types bench clean
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml constraints.txt tests/judges.txt
 	$(PYTHON) -m venv .venv
 	$(FULL) $(PIP) -c constraints.txt --editable '.[dev]'
+	$(FULL) $(PIP) --no-deps --upgrade --target .venv/judges -r tests/judges.txt
 	$(FULL) -m compileall -q src
 	touch $@
 

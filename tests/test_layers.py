@@ -18,16 +18,17 @@ ROOTS = [
     ["adapter", "stage"],
     ["write"],
     ["api"],
-    ["verify"],
+    ["verify", "between"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROOTS) for name in names}
 UP_TO_ADAPTER = {name for name, level in LEVEL.items() if level <= LEVEL["adapter"]}
 FAMILIES = {
     "formats": UP_TO_ADAPTER | {"kernels"},
     "kernels": {"dtypes", "errors"},
-    "ops": {"errors", "dtypes", "keys", "report", "tensor", "checkpoint", "kernels"},
+    "ops": {"errors", "dtypes", "keys", "report", "tensor", "checkpoint", "kernels", "maps"},
     "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "checkpoint", "kernels"},
     "render": {"report"},
+    "maps": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
 }
 # A member may lean on another of its family where one format is made of another, or where a tool is shared by siblings.
 SHARED = {
@@ -37,6 +38,8 @@ SHARED = {
     "ops": {"select", "rename", "cast"},
     "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats"},
     "render": {"text", "json", "markdown", "html"},
+    "maps": {"step", "arrangements", "values", "steps", "templates", "kinds", "recipe", "library", "modules", "match", "names"}
+    | {"like", "resolve", "table"},
 }
 ALLOWED_PAIRS = {("sharded", "safetensors"), ("sharded", "torch"), ("safetensors", "sharded")}
 HEAVY = {"numpy", "torch", "tensorflow", "ml_dtypes", "safetensors", "rich", "typer"}
@@ -86,7 +89,7 @@ def test_arrows_point_down(path: Path) -> None:
         if len(where) == 1:
             if where[0] in ("__init__", "__main__"):
                 continue
-            late = where[0] in ("api", "verify") and target[0] in ("formats", "analysis")
+            late = where[0] in ("api", "verify", "between") and target[0] in ("formats", "analysis", "maps", "ops")
             assert late or LEVEL[target[0]] < LEVEL[where[0]] or target == where, f"{where} imports {target}"
         elif where[0] == "cli":
             assert target != ("cli", "app") or where[1] == "app", "a command imports the app"

@@ -41,7 +41,10 @@ _BLOW_UP = 64  # and then how many times the source the output may be
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Something of the source that the output will not hold. `kind`: section, extras, metadata, object, tied, overflow."""
+    """Something of the source that the output will not hold.
+
+    `kind`: section, extras, metadata, object, tied, overflow, unmatched or inexact (by a recipe).
+    """
 
     kind: str
     name: str
@@ -113,12 +116,13 @@ def plan_save(
     max_shard: int | None = None,
     force: bool = False,
     strict: bool = False,
+    losses: Sequence[Loss] = (),
 ) -> SavePlan:
     """Lay out the output and say what would be lost, without writing.
 
     `to` names the format when the target's suffix does not. `whole` is the checkpoint that `checkpoint` is a part of, so that
     what stays behind can be named. `tied` is a policy of TIED_POLICIES; the default keeps one copy where the format can say
-    so, and duplicates where it cannot. `metadata` is added to the checkpoint's own. `max_shard` is in bytes.
+    so, and duplicates where it cannot. `metadata` is added to the checkpoint's own. `max_shard` is in bytes. `losses` are those of the operations before.
     """
     from wtool.formats import registry
 
@@ -144,7 +148,7 @@ def plan_save(
             path=checkpoint.source.path,
             hint="--tied keep-one or --tied duplicate",
         )
-    losses = _losses(checkpoint, whole or checkpoint, adapter, metadata or {})
+    losses = [*losses, *_losses(checkpoint, whole or checkpoint, adapter, metadata or {})]
     aliases: dict[str, str] = {}
     if policy == "keep-one":
         aliases = {alias: group[0] for group in groups for alias in group[1:]}
@@ -311,8 +315,11 @@ def _metadata(checkpoint: Checkpoint, adapter: FormatAdapter, added: Mapping[str
 
 def _structure(checkpoint: Checkpoint, adapter: FormatAdapter) -> Any:
     """What the format is told of the nesting: the pickled object's own, or TensorFlow's object graph as it was."""
-    if adapter.name == "tensorflow" and checkpoint.source.format == "tensorflow":
-        return checkpoint.extras.get(OBJECT_GRAPH)
+    if adapter.name == "tensorflow":
+        own = checkpoint.extras.get(OBJECT_GRAPH) if checkpoint.source.format == "tensorflow" else None
+        return checkpoint.structure if isinstance(checkpoint.structure, bytes) else own
+    if isinstance(checkpoint.structure, bytes):
+        return None
     return checkpoint.structure if adapter.capabilities.extras else None
 
 

@@ -94,7 +94,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     - `metadata`: the format's own map of strings.
     - `extras`: what is no tensor, as nested dicts and lists of plain values (epoch, hyper-parameters) and Opaque objects.
     - `structure`: the nested object that the tensors stood in, for formats that can write one: Node, list, tuple, plain
-      values, TensorRef; None for a flat checkpoint or when keys have been changed.
+      values, TensorRef; or the bytes of a TensorFlow object graph; None for a flat checkpoint or when keys have been changed.
     - `sections`: the parts; together they hold every key once.
     - `globals`: names that a pickle would have called. `warnings`: what the reader noticed.
     - `history`: the operations done so far.

@@ -140,6 +140,18 @@ class KeyClashError(WtoolError):
     code = "key-collision"
 
 
+class RecipeError(WtoolError):
+    """A mapping recipe that says nothing sensible: bad TOML, an unknown slot, operation or kind."""
+
+    code = "recipe"
+
+
+class MapError(WtoolError):
+    """A recipe, or a template, that does not fit this checkpoint."""
+
+    code = "map"
+
+
 class DtypeError(WtoolError):
     """The target format has no such dtype, or a cast is impossible."""
 

@@ -2,9 +2,11 @@
 
 There is one mechanism for where values lie. A tensor is a set of boxes that partition its grid, and each box is a strided
 view of a ByteSource. The grid is the shape itself, or, where a tensor has been rearranged, the shape with axes cut into
-factors or joined, in the same C order: so a head-wise permuted matrix is still one box. One box with C-order strides is the common case and is called a span: its bytes can be copied without
-being looked at. One box with other strides is a view of a storage (transposed, sliced, expanded). Several boxes are the
-pieces of a partitioned or sharded tensor.
+factors or joined, in the same C order: so a matrix whose rows were permuted head by head is still one box.
+
+One box with C-order strides is the common case and is called a span: its bytes can be copied without being looked at. One box
+with other strides is a view of a storage (transposed, sliced, expanded). Several boxes are the pieces of a partitioned or
+sharded tensor.
 """
 
 from __future__ import annotations
@@ -224,5 +226,3 @@ class LazyTensor:
 def _grid(dtype: DType, shape: Shape) -> Shape:
     """The shape in units that have an address: the tensor's own, or its packed bytes."""
     return shape if dtype.itemsize else (dtype.nbytes(prod(shape)),)
-
-

@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from wtool.boxes import Box, Shape, c_strides
-from wtool.bytesource import ByteSource, MemoryBytes
+from wtool.bytesource import MemoryBytes
 from wtool.dtypes import DType
 from wtool.errors import DtypeError, UnsupportedError
 from wtool.tensor import LazyTensor, TensorSpec
@@ -244,10 +244,9 @@ def _refined(tensor: LazyTensor, grid: Shape, keep: int | None = None) -> LazyTe
         Box(_take(box.start, real), _take(box.shape, real), box.source, box.offset, _take(box.strides, real)) for box in boxes
     ]
     item = tensor.stored.numpy().itemsize
-    at = 0
     sizes = [tensor.grid[axis] for axis in real]
-    for place, size in enumerate(grid):
-        if size == 1 and place == keep:
+    for at, size in enumerate(grid):
+        if size == 1 and at == keep:
             sizes.insert(at, 1)
             boxes = [
                 Box(
@@ -263,7 +262,6 @@ def _refined(tensor: LazyTensor, grid: Shape, keep: int | None = None) -> LazyTe
             inner = sizes[at] // size
             sizes[at : at + 1] = [size, inner]
             boxes = [part for box in boxes for part in _split(box, at, inner, item)]
-        at += 1
     return replace(tensor, boxes=tuple(boxes), cut=grid)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from wtool.cli import options
 from wtool.cli.console import Console, report_kind, write_report
 from wtool.errors import UsageError
+from wtool.keys import TF_SUFFIX
 from wtool.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from wtool.api import Loss, SavePlan
     from wtool.checkpoint import Checkpoint
+    from wtool.cli.mapping import Choice
+    from wtool.maps.resolve import Resolved
 
 _VERIFY = ("digest", "framework", "none")
 _NAMES = 12  # names of one kind of loss on a line
@@ -34,6 +37,19 @@ def convert(
     rename: Annotated[
         list[str] | None,
         typer.Option("--rename", metavar="REGEX=>REPL", help="Rename keys, after --strip-prefix. Repeatable, in order."),
+    ] = None,
+    maps: options.Maps = None,
+    reverse: options.Reverse = False,
+    like: options.Like = None,
+    set_: options.Variables = None,
+    unmatched: Annotated[
+        str | None,
+        typer.Option(
+            "--unmatched",
+            metavar="POLICY",
+            help="Keys that no rule of --map matches: error (default), keep or drop.",
+            autocompletion=options.one_of("error", "keep", "drop"),
+        ),
     ] = None,
     max_shard: Annotated[
         str | None,
@@ -78,6 +94,7 @@ def convert(
     """
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
+    from wtool.cli.mapping import Choice
 
     kind = options.output_kind(json, format)
     if verify not in (None, *_VERIFY):
@@ -88,12 +105,25 @@ def convert(
     shard = None if max_shard is None else parse_size(max_shard)
     bound = None if memory is None else parse_size(memory)
     added = _pairs(metadata or [])
+    mapping = Choice(tuple(maps or ()), reverse, like, options.variables(set_ or []), unmatched, strict)
     console = Console(quiet=quiet, verbose=verbose)
 
-    whole, before, after = _prepare(src, dst, to, dtype, section, include, exclude, strip_prefix, rename)
-    plan = plan_save(after, dst, to=to, whole=whole, tied=tied, metadata=added, max_shard=shard, force=force, strict=strict)
+    chosen, named, after, resolved = _prepare(src, dst, to, dtype, section, include, exclude, strip_prefix, rename, mapping)
+    whole = chosen.whole
+    plan = plan_save(
+        after,
+        dst,
+        to=to,
+        whole=whole,
+        tied=tied,
+        metadata=added,
+        max_shard=shard,
+        force=force,
+        strict=strict,
+        losses=mapping.losses(resolved, named),
+    )
     _warn(console, after, plan)
-    renamed = sum(old != new for old, new in zip(before, after, strict=True))
+    renamed = sum(old != new for old, new in zip(chosen.part, named, strict=True))
     count = options.worker_count(jobs)
     done = None
     if how is not None:
@@ -110,16 +140,27 @@ def convert(
             with console.progress("verifying", total) as advance:
                 compare(plan, how, jobs=count, progress=advance)
     losses = plan.losses if done is None else done.losses
-    found = convert_report(whole, plan, done, renamed=renamed, verified=how if done else None, jobs=count, memory=bound)
+    found = convert_report(
+        whole, plan, done, renamed=renamed, verified=how if done else None, jobs=count, memory=bound, resolved=resolved
+    )
     if kind != "text":
         console.show([found.whole], kind)
     elif not quiet:
         console.show([found.brief], kind)
     for line in _said(losses, future=dry_run, all_names=verbose):
         console.note(line)
+    for note in dict.fromkeys(note for one in resolved for note in one.notes):
+        console.note(f"note: {note}")
     if report is not None:
         write_report(report, [found.whole])
     return 0
+
+
+class _Opened(NamedTuple):
+    """A checkpoint, and what was chosen of it."""
+
+    whole: Checkpoint
+    part: Checkpoint
 
 
 def _prepare(
@@ -132,8 +173,9 @@ def _prepare(
     exclude: list[str] | None,
     strip_prefix: str | None,
     rename: list[str] | None,
-) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
-    """The checkpoint as opened, the chosen tensors, and the same (in the same order) with their new keys and dtypes."""
+    mapping: Choice,
+) -> tuple[_Opened, Checkpoint, Checkpoint, tuple[Resolved, ...]]:
+    """What was opened; the same (in the same order) with the names that were asked for; mapped and cast; how it was mapped."""
     from wtool.api import open_checkpoint
     from wtool.dtypes import dtype as named
     from wtool.formats import registry
@@ -144,11 +186,13 @@ def _prepare(
     row = None if dtype is None else named(dtype)
     target = registry.for_target(dst, to)
     whole = open_checkpoint(src, section="all")
-    before = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
-    # The suffix means something to TensorFlow only.
-    short = whole.source.format == "tensorflow" and target.name != "tensorflow"
-    after = Convert(short_keys=short, strip_prefix=strip_prefix or "", renames=renames, dtype=row)(before)
-    return whole, before, after
+    part = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
+    # TensorFlow's suffix means something to TensorFlow only; a recipe that reads it takes it off itself.
+    short = whole.source.format == "tensorflow" and target.name != "tensorflow" and not mapping
+    plain = Convert(short_keys=short, strip_prefix=strip_prefix or "", renames=renames)(part)
+    mapped, resolved = mapping(plain, whole)
+    short = bool(mapping) and target.name != "tensorflow" and any(key.endswith(TF_SUFFIX) for key in mapped)
+    return _Opened(whole, part), plain, Convert(short_keys=short, dtype=row)(mapped), resolved
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

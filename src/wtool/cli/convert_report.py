@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wtool.api import SavePlan, SaveReport
 from wtool.checkpoint import Checkpoint
-from wtool.report import Block, Column, Facts, Report, Row, Table
+from wtool.maps.resolve import Resolved
+from wtool.maps.table import mapped_blocks, mapped_data
+from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_size
 from wtool.tensor import BLOCK, STRIPE
 
@@ -30,8 +32,12 @@ def convert_report(
     verified: str | None,
     jobs: int,
     memory: int | None,
+    resolved: Sequence[Resolved] = (),
 ) -> Reports:
-    """`done` is None for a dry run. `renamed` is a number of keys, `memory` the bound that was asked for, in bytes."""
+    """`done` is None for a dry run. `renamed` is a number of keys, `memory` the bound that was asked for, in bytes.
+
+    `resolved` is what each recipe did; the rows of a dry run's table.
+    """
     sizes = [file.size for file in plan.plan.layout.files]
     tensors = plan.checkpoint.tensors
     nbytes = sum(tensor.nbytes for tensor in plan.tensors.values())
@@ -62,12 +68,16 @@ def convert_report(
         "notes": list(plan.notes),
         "warnings": [{"code": warning.code, "message": warning.message} for warning in plan.checkpoint.warnings],
     }
+    data |= mapped_data(resolved)
+    notes = list(dict.fromkeys(note for one in resolved for note in one.notes))
+    data["notes"] += notes
     facts = _facts(data)
     title = f"{source.source.path} -> {plan.target}: {'would write ' if done is None else ''}{plan.format}"
-    blocks: tuple[Block, ...] = (facts,)
+    blocks: tuple[Block, ...] = (*(mapped_blocks(resolved) if done is None else ()), facts)
     brief = Report(SCHEMA, title, data, blocks)
+    blocks = (*blocks, *(Note(note) for note in notes))
     if data["losses"]:
-        blocks = (facts, _losses(data["losses"], future=done is None))
+        blocks = (*blocks, _losses(data["losses"], future=done is None))
     return Reports(Report(SCHEMA, title, data, blocks), brief)
 
 
@@ -108,6 +118,15 @@ def _facts(data: Mapping[str, Any]) -> Facts:
         if cast["underflow"]:
             text += f", {cast['underflow']:,} values underflow to 0"
         rows.append(("cast", text))
+    if data["map"]:
+        exact = [row["exact"] for row in data["map"]]
+        counts = [f"{exact.count(kind):,} {kind}" for kind in ("exact", "function", "lossy") if kind in exact]
+        rows.append(("mapped", f"{', '.join(data['recipes'])}: {', '.join(counts)}"))
+    for name, word in (("dropped", "dropped"), ("filled", "filled")):
+        if data[name]:
+            keys = data[name]
+            more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+            rows.append((word, f"{len(keys):,}: {', '.join(keys[:3])}{more}"))
     if data["renamed"]:
         rows.append(("renamed", f"{data['renamed']:,} keys"))
     if data["tied"]:

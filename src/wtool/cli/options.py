@@ -75,6 +75,26 @@ def _sections(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*names, "all") if name.startswith(incomplete)]
 
 
+def _recipes(incomplete: str) -> list[str]:
+    try:
+        from wtool.maps.library import names, turned_name
+
+        return [name for known in names() for name in (known, turned_name(known)) if name.startswith(incomplete)]
+    except Exception:  # as above
+        return []
+
+
+def variables(texts: list[str]) -> dict[str, int]:
+    """`--set NAME=N`."""
+    found = {}
+    for text in texts:
+        name, sign, number = text.partition("=")
+        if not sign or not name.isidentifier() or not number.isdecimal() or not 0 < len(number) < 13 or not int(number):
+            raise UsageError(f"'{text}' sets no variable", hint="write NAME=N, as in heads=12")
+        found[name] = int(number)
+    return found
+
+
 def one_of(*words: str) -> Any:
     """A completion that offers these words."""
 
@@ -128,6 +148,24 @@ To = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="DTYPE", help="Cast floating tensors: f32, f16, bf16, f8_e4m3...", autocompletion=_dtypes),
+]
+Maps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME_OR_FILE",
+        help="Map to another framework's names and layouts by a recipe; `wtool map list` names them. Repeatable, in order.",
+        autocompletion=_recipes,
+    ),
+]
+Reverse = Annotated[bool, typer.Option("--reverse", help="Run the recipes of --map backwards.")]
+Like = Annotated[
+    str | None,
+    typer.Option("--like", metavar="TEMPLATE", help="A checkpoint of the target model: take its keys, check its shapes."),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=N", help="A number that a recipe needs, as in heads=12. Repeatable."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be written and lost; write nothing.")]

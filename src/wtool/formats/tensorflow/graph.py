@@ -16,6 +16,7 @@ from wtool.keys import TF_SUFFIX, short_key
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SLOT = "/.OPTIMIZER_SLOT/"
 _ATTRIBUTES = "/.ATTRIBUTES/"
+_PRIVATE = ("kernel", "embeddings")  # Keras 3 calls the variable so in its path, and `_kernel` in the object graph
 _VALUE = "VARIABLE_VALUE"
 _HAS_VALUES = bytes_field(5, number_field(1, 1))
 _NUMBER_1, _NUMBER_3 = (number << 3 | VARINT for number in (1, 3))
@@ -97,6 +98,11 @@ def prune_graph(data: bytes, keys: Container[str]) -> bytes:
     return b"".join(out)
 
 
+def full_names(data: bytes) -> dict[str, str]:
+    """Key -> the name of the variable, which in Keras 3 is its path."""
+    return {attribute.key: attribute.full_name for attribute in parse_graph(data).attributes if attribute.full_name}
+
+
 def aliases(keys: Collection[str]) -> dict[str, str]:
     """The object key under which each plain key can stand as well: its parts as a path.
 
@@ -151,7 +157,10 @@ def build_graph(keys: Iterable[str], also: Mapping[str, str]) -> bytes:
         path, found, name = key.rpartition(_ATTRIBUTES)
         if not found:
             if key in also:
-                node = _grow(objects, short_key(also[key]).split("/"))
+                *parents, leaf = short_key(also[key]).split("/")
+                node = _grow(objects, [*parents, leaf])
+                if leaf in _PRIVATE:
+                    objects[_grow(objects, parents)].children.setdefault("_" + leaf, node)
                 objects[node].attributes.append((_VALUE, key, also[key]))
         elif SLOT in path:
             slots.append((path, name, key))

@@ -1,0 +1,116 @@
+"""The door between frameworks: recipes and templates by name, on an open checkpoint.
+
+whole = open_checkpoint("model.pth", section="all")
+mapped, how = map_checkpoint(whole.section(), ["torch-to-keras"], whole=whole)
+save_checkpoint(mapped, "model.ckpt")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from wtool.api import OBJECT_GRAPH, Loss, open_checkpoint
+from wtool.checkpoint import Checkpoint
+from wtool.errors import MapError
+from wtool.maps.like import Template, fit, template
+from wtool.maps.recipe import Recipe
+from wtool.maps.resolve import Resolved, resolve
+from wtool.ops.map import MapTensors
+
+
+def map_checkpoint(
+    checkpoint: Checkpoint,
+    recipes: Sequence[str | Recipe],
+    *,
+    reverse: bool = False,
+    like: str | None = None,
+    given: Mapping[str, int] | None = None,
+    unmatched: str | None = None,
+    whole: Checkpoint | None = None,
+    strict: bool = False,
+) -> tuple[Checkpoint, tuple[Resolved, ...]]:
+    """The checkpoint through recipes, left to right, and what each did. Reads headers only.
+
+    `recipes` are names, files or recipes; `reverse` runs them backwards, the last first. `like` is the path of a template for
+    the result. `given` are variables by name. `whole` is the checkpoint that `checkpoint` is a section of. `strict`: a rule
+    that meets no key, and a kind that had to be assumed, are errors. Raises a WtoolError.
+    """
+    from wtool.maps.library import load
+
+    chosen = [load(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
+    if reverse:
+        chosen = [recipe.reverse() for recipe in reversed(chosen)]
+    names = full_names(checkpoint, whole or checkpoint)
+    done = []
+    known = {name for recipe in chosen for name in variable_names(recipe)}
+    for recipe in chosen:
+        last = recipe is chosen[-1]
+        mine = {name: value for name, value in (given or {}).items() if name in variable_names(recipe) or name not in known}
+        onto = open_template(like, recipe.sides[1][1]) if like is not None and last else None
+        found = resolve(recipe, checkpoint, given=mine, full_names=names, like=onto, unmatched=unmatched)
+        if strict and (found.unused or found.warnings):
+            said = f"no key met {found.unused[0]}" if found.unused else found.warnings[0]
+            raise MapError(f"'{recipe.name}': {said}", path=checkpoint.source.path, hint="without --strict this is only said")
+        checkpoint, names = MapTensors(found)(checkpoint), {}
+        done.append(found)
+    if not chosen and like is not None:
+        checkpoint = fitted(checkpoint, open_template(like, None))
+    return checkpoint, tuple(done)
+
+
+def fitted(checkpoint: Checkpoint, like: Template) -> Checkpoint:
+    """The same tensors in the template's order and with its object graph. MapError if keys or shapes differ."""
+    made = dict(checkpoint.tensors)
+    found = fit(made, like, (), None)
+    tensors = [tensor.renamed(found.keys[key]) for key, tensor in made.items()]
+    resolved = Resolved(
+        like.checkpoint.source.path,
+        "torch",
+        (),
+        tuple(sorted([*tensors, *found.own], key=lambda tensor: list(like.checkpoint).index(tensor.key))),
+        own=tuple(tensor.key for tensor in found.own),
+        warnings=found.warnings,
+        structure=like.structure,
+    )
+    return MapTensors(resolved)(checkpoint)
+
+
+def open_template(path: str, layout: str | None) -> Template:
+    """The model's weights in a checkpoint as a template for names of this layout (None: for its own keys)."""
+    whole = open_checkpoint(path, section="all")
+    part = whole.section()
+    graph = whole.extras.get(OBJECT_GRAPH)
+    return template(part, layout, full_names(part, whole), graph if isinstance(graph, bytes) else None)
+
+
+def full_names(checkpoint: Checkpoint, whole: Checkpoint) -> dict[str, str]:
+    """Key -> what TensorFlow's object graph calls the variable; empty for a checkpoint that has no such graph."""
+    graph = whole.extras.get(OBJECT_GRAPH)
+    if whole.source.format != "tensorflow" or not isinstance(graph, bytes):
+        return {}
+    from wtool.formats.tensorflow.graph import full_names as names_in
+
+    found = names_in(graph)
+    here = checkpoint.sections[0].name
+    prefix = next((section.prefix for section in whole.sections if section.name == here), "")
+    prefix = prefix if len(checkpoint) != len(whole) or set(checkpoint) != set(whole) else ""
+    return {key: found[prefix + key] for key in checkpoint if prefix + key in found}
+
+
+def variable_names(recipe: Recipe) -> set[str]:
+    """The variables that a recipe knows."""
+    from wtool.maps.recipe import used_variables
+
+    return {*recipe.vars, *used_variables(recipe)}
+
+
+def losses(done: Sequence[Resolved], checkpoint: Checkpoint) -> list[Loss]:
+    """What is lost on the way: keys that no rule matched and that were dropped, values that are no longer what they were."""
+    found = []
+    for resolved in done:
+        why = f"no rule of '{resolved.recipe}' matches it (--unmatched drop)"
+        found += [Loss("unmatched", key, 1, checkpoint[key].nbytes if key in checkpoint else 0, why) for key in resolved.lost]
+        for row in resolved.rows:
+            if row.exact == "lossy":
+                found += [Loss("inexact", key, 1, 0, row.why) for key in row.targets]
+    return found

@@ -1,0 +1,171 @@
+"""Kinds of layers as data: kinds.toml, and the kinds that a recipe adds."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from wtool.errors import RecipeError
+from wtool.maps.step import Step
+from wtool.maps.steps import backwards, parse_step
+
+LAYOUTS = {"torch": ".", "keras": "/", "object": "/", "flax": ".", "mlx": "."}  # layout -> what divides the parts of a key
+HUB = "torch"
+_COLLECTION = "params"
+_LEAF = {"torch", "keras", "object", "flax", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
+_KIND = {"about", "words", "vars", "leaf", "explicit", "rare"}
+_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One row of a kind: names by layout (several where several tensors take part), operations from torch by layout.
+
+    `shape` is torch's, a letter an axis: the same letter is the same size throughout the kind, a number is that size.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    ops: Mapping[str, tuple[str, ...]]
+    shape: tuple[str, ...] | None = None
+    optional: bool = False
+    fill: float | None = None
+    dtype: str | None = None
+    wrong: str | None = None  # what to say when the shape is another
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`words` in a module's name speak for it where shapes cannot tell. `explicit` kinds are never inferred.
+
+    `rare` kinds are inferred only by words or a template.
+    """
+
+    name: str
+    about: str
+    leaves: tuple[Leaf, ...]
+    words: tuple[str, ...] = ()
+    vars: Mapping[str, int | str] = field(default_factory=dict)
+    explicit: bool = False
+    rare: bool = False
+
+    def layouts(self) -> list[str]:
+        return [layout for layout in LAYOUTS if any(layout in leaf.names for leaf in self.leaves)]
+
+
+@cache
+def shipped() -> Mapping[str, Kind]:
+    """The kinds of kinds.toml by name, in its order."""
+    text = files("wtool.maps").joinpath("kinds.toml").read_text(encoding="utf-8")
+    return kinds(tomllib.loads(text), {})
+
+
+def kinds(tables: Mapping[str, Any], known: Mapping[str, Kind]) -> Mapping[str, Kind]:
+    """`known` and the kinds of these tables, which may override them. RecipeError for what makes no sense."""
+    found = dict(known)
+    for name, table in tables.items():
+        found[name] = _kind(name, table)
+    return found
+
+
+def _kind(name: str, table: Any) -> Kind:
+    if isinstance(table, list):
+        table = {"leaf": table}
+    if not isinstance(table, Mapping) or not isinstance(table.get("leaf"), list) or not table["leaf"]:
+        raise RecipeError(f"kind '{name}' has no leaves", hint=f"[[kind.{name}.leaf]] is one")
+    _only(f"kind '{name}'", table, _KIND)
+    leaves = tuple(_leaf(name, leaf) for leaf in table["leaf"])
+    return Kind(
+        name,
+        str(table.get("about", "")),
+        leaves,
+        tuple(table.get("words", ())),
+        dict(table.get("vars", {})),
+        bool(table.get("explicit", False)),
+        bool(table.get("rare", False)),
+    )
+
+
+def _leaf(kind: str, table: Any) -> Leaf:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"a leaf of kind '{kind}' is no table")
+    _only(f"a leaf of kind '{kind}'", table, _LEAF)
+    names = {layout: _texts(table[layout]) for layout in LAYOUTS if layout in table}
+    if HUB not in names:
+        raise RecipeError(f"a leaf of kind '{kind}' has no torch name", hint="operations lead from torch to the others")
+    given = table.get("ops", {})
+    if isinstance(given, (str, list)):
+        given = {layout: given for layout in names if layout != HUB}
+    ops = {layout: _texts(given[layout]) for layout in given}
+    if "keras" in names:
+        names.setdefault("object", names["keras"])
+    if "keras" in ops:
+        ops.setdefault("object", ops["keras"])
+    for layout in ops:
+        if layout not in LAYOUTS:
+            raise RecipeError(f"kind '{kind}': there is no layout '{layout}'", hint="one of " + ", ".join(LAYOUTS))
+        for op in ops[layout]:
+            parse_step(substituted(op, None))
+    shape = tuple(str(table["shape"]).split()) if "shape" in table else None
+    return Leaf(names, ops, shape, bool(table.get("optional")), table.get("fill"), table.get("dtype"), table.get("wrong"))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
+    if (not texts and value != []) or not all(isinstance(text, str) for text in texts):
+        raise RecipeError(f"{value!r} is no text, nor a list of them")
+    return texts
+
+
+def _only(what: str, table: Mapping[str, Any], allowed: set[str]) -> None:
+    odd = next((name for name in table if name not in allowed), None)
+    if odd is not None:
+        raise RecipeError(f"{what} has no entry '{odd}'", hint="it may have " + ", ".join(sorted(allowed)))
+
+
+def variables(text: str) -> list[str]:
+    """The names of the variables in a text."""
+    return _VARIABLE.findall(text)
+
+
+def substituted(text: str, values: Mapping[str, int] | None) -> str:
+    """The text with its $variables filled in (None: with any number). KeyError names one that has no value."""
+    return _VARIABLE.sub(lambda found: str(1 if values is None else values[found[1]]), text)
+
+
+def leaf_steps(leaf: Leaf, source: str, target: str, values: Mapping[str, int]) -> list[Step]:
+    """The operations from one layout to another, by way of torch's. KeyError names a variable that has no value."""
+    there = [parse_step(substituted(op, values)) for op in leaf.ops.get(source, ())]
+    on = [parse_step(substituted(op, values)) for op in leaf.ops.get(target, ())]
+    return [] if source == target else backwards(there) + on
+
+
+def joined(layout: str, path: str, leaf: str) -> str:
+    """The key of a module's leaf."""
+    collection, colon, name = leaf.rpartition(":")
+    separator = LAYOUTS[layout]
+    key = separator.join(part for part in (path, name) if part)
+    return f"{collection if colon else _COLLECTION}{separator}{key}" if layout == "flax" else key
+
+
+def taken_apart(layout: str, key: str, leaf: str) -> str | None:
+    """The path of the module whose leaf this key is; None if the key does not end in the leaf."""
+    collection, colon, name = leaf.rpartition(":")
+    separator = LAYOUTS[layout]
+    if layout == "flax":
+        start = (collection if colon else _COLLECTION) + separator
+        if not key.startswith(start):
+            return None
+        key = key[len(start) :]
+    if key == name:
+        return ""
+    return key[: -len(name) - 1] if key.endswith(separator + name) else None
+
+
+def module_kinds(known: Mapping[str, Kind], layouts: Sequence[str]) -> list[Kind]:
+    """Those that all these layouts have and that may be inferred."""
+    return [kind for kind in known.values() if not kind.explicit and all(layout in kind.layouts() for layout in layouts)]

@@ -1,0 +1,263 @@
+"""Module rules on the keys of one checkpoint: which modules there are, of what kind each is, and what its leaves become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from wtool.errors import MapError
+from wtool.maps.kinds import HUB, LAYOUTS, Kind, Leaf, joined, leaf_steps, module_kinds, substituted, taken_apart
+from wtool.maps.recipe import ModuleRule, Recipe
+from wtool.maps.step import Step, Wanted
+from wtool.maps.steps import backwards, chain, parse_step
+from wtool.tensor import LazyTensor, Shape
+
+Values = Callable[[Mapping[str, int | str]], Mapping[str, int]]  # a rule's own variables -> all of them
+_NEAR = 2  # parts of a module's name, from its end, that are looked at for words
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some keys become others by these steps. `doubt` says what was assumed, if anything was; `rule` where it is written."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    steps: tuple[Step, ...]
+    rule: str
+    evidence: str = ""
+    doubt: str = ""
+
+
+@dataclass
+class Made:
+    """What one module rule did. `reasons`: why a key of a module that it matches was left."""
+
+    rows: list[Row] = field(default_factory=list)
+    fills: list[tuple[str, float, str | None]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class _Choice(NamedTuple):
+    kind: Kind
+    evidence: str
+    doubt: str
+
+
+def match_modules(
+    rule: ModuleRule,
+    recipe: Recipe,
+    tensors: Mapping[str, LazyTensor],
+    names: dict[str, None],
+    values: Values,
+    likely: Mapping[str, Shape] | None,
+) -> Made:
+    """Rows of a module rule; takes their keys out of `names`. See match.match for the arguments."""
+    source, target = rule.sides
+    layouts = (recipe.sides[0][1], recipe.sides[1][1])
+    known = module_kinds(recipe.kinds, layouts) if rule.kind is None else [recipe.kinds[rule.kind]]
+    made = Made()
+    paths = _paths(names, known, layouts[0])
+    for path in sorted(paths, key=lambda path: path.count(LAYOUTS[layouts[0]])):
+        bound = source.match(path) if path or not source.parts else None
+        present = [key for key in paths[path] if key in names]
+        if bound is None or not present:
+            continue
+        place = _Place(rule, layouts, path, target.write(bound), tensors, names, values)
+        choice = place.only(known[0]) if rule.kind is not None else place.choose(known, present, likely, made.reasons)
+        if choice is not None:
+            place.take(choice, made)
+    for path, keys in paths.items():
+        for key in keys:
+            if key in names and path and source.match(path) is not None and key not in made.reasons:
+                made.reasons[key] = f"no kind of layer fits '{path}'"
+    return made
+
+
+def _paths(names: Mapping[str, None], kinds: list[Kind], layout: str) -> dict[str, list[str]]:
+    """Modules by path, with those of their keys that a kind knows."""
+    leaves = dict.fromkeys(name for kind in kinds for leaf in kind.leaves for name in leaf.names.get(layout, ()))
+    separator = LAYOUTS[layout]
+    by_end: dict[str, list[str]] = {}
+    for leaf in leaves:
+        by_end.setdefault(leaf.rpartition(":")[2].rpartition(separator)[2], []).append(leaf)
+    paths: dict[str, list[str]] = {}
+    for key in names:
+        for leaf in by_end.get(key.rpartition(separator)[2], ()):
+            path = taken_apart(layout, key, leaf)
+            if path is not None:
+                paths.setdefault(path, []).append(key)
+    return paths
+
+
+@dataclass
+class _Place:
+    """One module: where it is on both sides, and what there is of it."""
+
+    rule: ModuleRule
+    layouts: tuple[str, str]
+    path: str
+    onto: str
+    tensors: Mapping[str, LazyTensor]
+    names: dict[str, None]
+    values: Values
+
+    def only(self, kind: Kind) -> _Choice | None:
+        """The kind that the rule names. MapError if the module is of another; None if nothing of it is here."""
+        if not any(key in self.names for leaf in kind.leaves for key in self._keys(leaf) or ()):
+            return None
+        fault = self._fault(kind, [])
+        if fault:
+            raise MapError(f"{self.rule.name}: '{self.path}' is no {kind.name}: {fault}")
+        return _Choice(kind, f"kind {kind.name}", "")
+
+    def choose(
+        self, kinds: list[Kind], present: list[str], likely: Mapping[str, Shape] | None, reasons: dict[str, str]
+    ) -> _Choice | None:
+        """The kind that fits keys and shapes; where several do, the template, then the name, then the first decide."""
+        fitting = []
+        for kind in kinds:
+            fault = self._fault(kind, present)
+            if not fault:
+                fitting.append(kind)
+            elif fault != _OTHER:
+                reasons.update(dict.fromkeys(present, fault))
+        if not fitting:
+            return None
+        for key in present:
+            reasons.pop(key, None)
+        found = self._unlike(fitting)
+        if likely is not None and len(found) > 1:
+            found = self._unlike([kind for kind in found if self._makes(kind, likely)]) or found
+            if len(found) == 1:
+                return _Choice(found[0], f"kind {found[0].name}: the template says so", "")
+        if len(found) == 1:
+            return _Choice(found[0], f"kind {found[0].name}: the only one that fits", "")
+        near = " ".join(self.path.lower().replace("/", ".").split(".")[-_NEAR:])
+        named = [kind for kind in found if any(word in near for word in kind.words)]
+        usual = [kind for kind in found if not kind.rare]
+        if len(named) == 1:
+            return _Choice(named[0], f"kind {named[0].name}: by its name", "")
+        found = named or usual or found
+        if len(found) == 1:
+            return _Choice(found[0], f"kind {found[0].name}: the usual one", "")
+        others = " or ".join(kind.name for kind in found)
+        return _Choice(found[0], f"kind {found[0].name}: assumed", f"{others}: taken as {found[0].name}")
+
+    def take(self, choice: _Choice, made: Made) -> None:
+        """Rows for every leaf that is here."""
+        target = self.layouts[1]
+        for leaf in choice.kind.leaves:
+            keys = self._keys(leaf)
+            onto = leaf.names.get(target)
+            if keys is None:
+                if onto is not None and leaf.fill is not None:
+                    made.fills += [(joined(target, self.onto, name), leaf.fill, leaf.dtype) for name in onto]
+                continue
+            if any(key not in self.names for key in keys):
+                continue
+            for key in keys:
+                del self.names[key]
+            if onto is None:
+                made.dropped += keys
+                continue
+            targets = tuple(joined(target, self.onto, name) for name in onto)
+            made.rows.append(Row(keys, targets, tuple(self._steps(choice.kind, leaf)), self.rule.name, *choice[1:]))
+
+    def _keys(self, leaf: Leaf) -> tuple[str, ...] | None:
+        names = leaf.names.get(self.layouts[0])
+        return None if names is None else tuple(joined(self.layouts[0], self.path, name) for name in names)
+
+    def _variables(self, kind: Kind) -> Mapping[str, int]:
+        return self.values({**kind.vars, **self.rule.values})
+
+    def _steps(self, kind: Kind, leaf: Leaf) -> list[Step]:
+        if self.rule.flatten and leaf is kind.leaves[0]:
+            flat = [self._flatten(layout) for layout in self.layouts]
+            return backwards(flat[0]) + flat[1]
+        return leaf_steps(leaf, *self.layouts, self._variables(kind))
+
+    def _flatten(self, layout: str) -> list[Step]:
+        """The weight of a dense layer behind Flatten: torch flattens channels first, the others last."""
+        if layout == HUB:
+            return []
+        letters = ["c", *"dhw"[-(len(self.rule.flatten) - 1) :]]
+        sizes = [substituted(size, self.values(self.rule.values)) for size in self.rule.flatten]
+        given = " ".join(f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True))
+        first, last = " ".join(letters), " ".join([*letters[1:], letters[0]])
+        after = f"o ({last})" if layout == "mlx" else f"({last}) o"
+        return [parse_step(f"rearrange o ({first}) -> {after} ; {given}")]
+
+    def _fault(self, kind: Kind, present: list[str]) -> str:
+        """Why this module is not of a kind; empty if it is. `present` are keys that the kind must account for."""
+        claimed: set[str] = set()
+        sizes: dict[str, int] = {}
+        for leaf in kind.leaves:
+            keys = self._keys(leaf)
+            if keys is None:
+                continue
+            here = [key for key in keys if key in self.names]
+            if len(here) != len(keys):
+                if here or not leaf.optional:
+                    return _OTHER
+                continue
+            claimed.update(keys)
+            fault = self._misshapen(kind, leaf, keys, sizes)
+            if fault:
+                return leaf.wrong or fault
+        return "" if claimed and claimed.issuperset(present) else _OTHER
+
+    def _misshapen(self, kind: Kind, leaf: Leaf, keys: tuple[str, ...], sizes: dict[str, int]) -> str:
+        """Whether the leaf, seen as torch's, has the kind's shape; `sizes` are the letters met so far."""
+        if leaf.shape is None:
+            return ""
+        try:
+            there = self._steps_back(kind, leaf)
+            tensors = chain(there, [self.tensors[key] for key in keys], Wanted(len(leaf.names[HUB])))
+        except MapError as error:
+            return error.message
+        for tensor in tensors:
+            same = len(tensor.shape) == len(leaf.shape) and all(
+                (int(letter) if letter.isdigit() else sizes.setdefault(letter, size)) == size
+                for letter, size in zip(leaf.shape, tensor.shape, strict=True)
+            )
+            if not same:
+                return f"'{keys[0]}' has the shape {list(self.tensors[keys[0]].shape)}"
+        return ""
+
+    def _steps_back(self, kind: Kind, leaf: Leaf) -> list[Step]:
+        if self.rule.flatten and leaf is kind.leaves[0]:
+            return backwards(self._flatten(self.layouts[0]))
+        return leaf_steps(leaf, self.layouts[0], HUB, self._variables(kind))
+
+    def _unlike(self, kinds: list[Kind]) -> list[Kind]:
+        """One kind of each set that would do the same to this module."""
+        found: dict[object, Kind] = {}
+        for kind in kinds:
+            leaves = [leaf for leaf in kind.leaves if (keys := self._keys(leaf)) and all(key in self.names for key in keys)]
+            does = [(leaf.names.get(self.layouts[1]), *(leaf.ops.get(layout) for layout in self.layouts)) for leaf in leaves]
+            found.setdefault(tuple(does), kind)
+        return list(found.values())
+
+    def _makes(self, kind: Kind, likely: Mapping[str, Shape]) -> bool:
+        """Whether what this kind would make is in the template, with its shape."""
+        for leaf in kind.leaves:
+            keys, onto = self._keys(leaf), leaf.names.get(self.layouts[1])
+            if not keys or onto is None or any(key not in self.names for key in keys):
+                continue
+            targets = [joined(self.layouts[1], self.onto, name) for name in onto]
+            shapes = tuple(likely.get(target) for target in targets)
+            if None in shapes:
+                return False
+            try:
+                steps = self._steps(kind, leaf)
+                done = chain(steps, [self.tensors[key] for key in keys], Wanted(len(targets), shapes))
+            except MapError:
+                return False
+            if tuple(tensor.shape for tensor in done) != shapes:
+                return False
+        return True
+
+
+_OTHER = "its keys are those of another kind"

@@ -1,0 +1,50 @@
+"""The names that a recipe uses for the keys of a checkpoint, by the layout of its side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wtool.checkpoint import Checkpoint
+from wtool.errors import MapError
+from wtool.keys import TF_SUFFIX, short_key
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, str]) -> dict[str, str]:
+    """Key -> name. `full_names` are what TensorFlow's object graph calls the variables, by key.
+
+    - keras: the variable's path. An object-based checkpoint has it as full_name; MapError if two variables share one there.
+    - object: the path in the object graph, without `/.ATTRIBUTES/VARIABLE_VALUE`.
+    - flax: parts divided by `.`; `params` stands in front where no collection is named.
+    - torch, mlx: the key.
+    """
+    if layout == "keras" and any(key.endswith(TF_SUFFIX) for key in checkpoint):
+        names = {key: full_names.get(key) or short_key(key) for key in checkpoint}
+        _unique(names, checkpoint)
+        return names
+    if layout == "flax":
+        slashed = not any("." in key for key in checkpoint)
+        names = {key: key.replace("/", ".") if slashed else key for key in checkpoint}
+        starts = tuple(collection + "." for collection in _COLLECTIONS)
+        if not any(name.startswith(starts) for name in names.values()):
+            names = {key: f"params.{name}" for key, name in names.items()}
+        return names
+    return {key: short_key(key) for key in checkpoint}
+
+
+def written_key(name: str, layout: str) -> str:
+    """The key that is written for a name without a template: an object path gets TensorFlow's suffix."""
+    return name + TF_SUFFIX if layout == "object" else name
+
+
+def _unique(names: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    owners: dict[str, str] = {}
+    for key, name in names.items():
+        other = owners.setdefault(name, key)
+        if other != key:
+            raise MapError(
+                f"two variables are called '{name}' ('{short_key(other)}' and '{short_key(key)}')",
+                path=checkpoint.source.path,
+                hint="a subclassed Keras model has no unique paths: torch-to-keras-object speaks of its objects",
+            )

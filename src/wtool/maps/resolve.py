@@ -1,0 +1,265 @@
+"""A recipe on a checkpoint: every key's fate, decided and checked in both directions before a byte is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from wtool import views
+from wtool.checkpoint import Checkpoint
+from wtool.dtypes import dtype
+from wtool.errors import KeyClashError, MapError
+from wtool.maps.like import Template, fit
+from wtool.maps.match import Fill, Matched, Row, match
+from wtool.maps.names import recipe_names, written_key
+from wtool.maps.recipe import Recipe, used_variables
+from wtool.maps.step import Step, Wanted
+from wtool.maps.steps import chain
+from wtool.tensor import LazyTensor, Shape
+
+_FEW = 3  # keys named in a message
+_RANKS = ("exact", "function", "lossy")
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One row of the table. `exact` is exact, function (other bits, the same model) or lossy; `why` says more."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    steps: tuple[Step, ...]
+    before: tuple[Shape, ...]
+    after: tuple[Shape, ...]
+    exact: str
+    why: str
+    rule: str
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a recipe makes of a checkpoint. Frozen, picklable data: the tensors in it are lazy.
+
+    `tensors` in the order of the output. `dropped` by the recipe, `lost` because of --unmatched drop; `kept` under their own
+    key. `filled` had no partner and were made; `own` were taken from the template. `unused` are rules that met no key.
+    """
+
+    recipe: str
+    layout: str
+    rows: tuple[Mapped, ...]
+    tensors: tuple[LazyTensor, ...]
+    dropped: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    structure: bytes | None = None
+
+
+def resolve(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    given: Mapping[str, int] | None = None,
+    full_names: Mapping[str, str] | None = None,
+    like: Template | None = None,
+    unmatched: str | None = None,
+) -> Resolved:
+    """Apply a recipe to the headers of a checkpoint.
+
+    `given`: variables that were set; `full_names`: see names.recipe_names; `unmatched`: error, keep or drop (None: the
+    recipe's own). MapError, KeyClashError or DtypeError where recipe, checkpoint and template do not fit together.
+    """
+    given = given or {}
+    path = checkpoint.source.path
+    source, target = recipe.sides[0][1], recipe.sides[1][1]
+    _known(recipe, given)
+    names = recipe_names(checkpoint, source, full_names or {})
+    tensors = {name: checkpoint[key] for key, name in names.items()}
+    if len(tensors) != len(names):
+        raise MapError("two keys of it have one name", path=path)
+    policy = unmatched or recipe.unmatched
+    try:
+        matched = match(recipe, tensors, given, None if like is None else like.shapes)
+        if matched.left and policy == "error":
+            raise _unmatched(recipe, matched.left)
+        made, rows = _made(matched, tensors, None if like is None else like.shapes)
+        kept = tuple(matched.left) if policy == "keep" else ()
+        for name in kept:
+            _claim(made, name, tensors[name], name)
+        filled = _filled(matched.fills, made)
+        if not rows and not kept:
+            raise MapError(f"no rule of '{recipe.name}' matches a key", hint=_first(tensors))
+        _check_back(recipe, matched, made, tensors, given, {fill.target for fill in matched.fills} | set(kept))
+        warnings = _doubts(rows)
+        keys = {name: written_key(name, target) for name in made}
+        own: tuple[LazyTensor, ...] = ()
+        if like is not None:
+            fitting = fit(made, like, recipe.drop[1], target)
+            keys, own, warnings = dict(fitting.keys), fitting.own, [*warnings, *fitting.warnings]
+    except (MapError, KeyClashError) as error:
+        raise error.at(path) from None
+    done = [tensor.renamed(keys[name]) for name, tensor in made.items()]
+    if like is not None:
+        places = {key: place for place, key in enumerate(like.checkpoint)}
+        done = sorted([*done, *own], key=lambda tensor: places[tensor.key])
+    owners = {name: key for key, name in names.items()}
+    return Resolved(
+        recipe.name,
+        target,
+        tuple(
+            replace(row, sources=tuple(owners[n] for n in row.sources), targets=tuple(keys[n] for n in row.targets))
+            for row in rows
+        ),
+        tuple(done),
+        dropped=tuple(owners[name] for name in matched.dropped),
+        lost=tuple(owners[name] for name in matched.left) if policy == "drop" else (),
+        kept=tuple(keys[name] for name in kept),
+        filled=tuple(keys[name] for name in filled),
+        own=tuple(tensor.key for tensor in own),
+        unused=_unused(recipe, matched),
+        notes=recipe.notes,
+        warnings=tuple(warnings),
+        structure=None if like is None else like.structure,
+    )
+
+
+def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
+    known = {*recipe.vars, *used_variables(recipe)}
+    odd = next((name for name in given if name not in known), None)
+    if odd is not None:
+        hint = "it has " + ", ".join(sorted(known)) if known else "it has none"
+        raise MapError(f"the recipe '{recipe.name}' has no variable '{odd}'", hint=hint)
+
+
+def _made(
+    matched: Matched, tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Shape] | None
+) -> tuple[dict[str, LazyTensor], list[Mapped]]:
+    made: dict[str, LazyTensor] = {}
+    rows = []
+    order = {name: place for place, name in enumerate(tensors)}
+    for row in sorted(matched.rows, key=lambda row: order[row.sources[0]]):
+        before = [tensors[name] for name in row.sources]
+        wanted = Wanted(len(row.targets), tuple(shapes.get(name) for name in row.targets) if shapes is not None else ())
+        try:
+            after = chain(row.steps, before, wanted)
+        except MapError as error:
+            raise MapError(f"{row.rule}: {error.message}", hint=error.hint) from None
+        for name, tensor in zip(row.targets, after, strict=True):
+            _claim(made, name, tensor.renamed(name), row.sources[0])
+        exact = max((step.status for step in row.steps), key=_RANKS.index, default="exact")
+        whys = [row.evidence, *dict.fromkeys(step.why for step in row.steps)]
+        rows.append(
+            Mapped(
+                row.sources,
+                row.targets,
+                row.steps,
+                tuple(tensor.shape for tensor in before),
+                tuple(tensor.shape for tensor in after),
+                exact,
+                "; ".join(why for why in whys if why),
+                row.rule,
+                row.doubt,
+            )
+        )
+    return made, rows
+
+
+def _claim(made: dict[str, LazyTensor], name: str, tensor: LazyTensor, source: str) -> None:
+    if name in made:
+        raise KeyClashError(f"'{made[name].key}' is made twice, the second time from '{source}'")
+    made[name] = tensor
+
+
+def _filled(fills: Sequence[Fill], made: dict[str, LazyTensor]) -> list[str]:
+    done = []
+    for fill in fills:
+        if fill.target in made:
+            continue
+        beside = None if fill.beside is None else made[fill.beside]
+        row = dtype(fill.dtype) if fill.dtype is not None else beside.dtype if beside is not None else dtype("f32")
+        made[fill.target] = views.filled(fill.target, row, () if beside is None else beside.shape, fill.value)
+        done.append(fill.target)
+    return done
+
+
+def _check_back(
+    recipe: Recipe,
+    matched: Matched,
+    made: Mapping[str, LazyTensor],
+    tensors: Mapping[str, LazyTensor],
+    given: Mapping[str, int],
+    without: set[str],
+) -> None:
+    """Read backwards, the recipe must lead every key that was made to where it came from."""
+    if any(step.one_way for row in matched.rows for step in row.steps):
+        return
+    onto = {name: tensor for name, tensor in made.items() if name not in without}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    back = match(recipe.reverse(), onto, given, shapes)
+    there = {frozenset(row.targets): row for row in matched.rows}
+    for row in back.rows:
+        rule = there.get(frozenset(row.sources))
+        if rule is None or not set(rule.sources) <= set(row.targets):
+            mine = next(other for other in matched.rows if set(other.targets) & set(row.sources))
+            raise _ambiguous(recipe, mine, f"{row.rule} takes '{row.sources[0]}' to '{row.targets[0]}'")
+    stray = [*back.left, *back.dropped]
+    if stray:
+        mine = next(other for other in matched.rows if stray[0] in other.targets)
+        fate = "nothing takes it" if stray[0] in back.left else "it is dropped"
+        raise _ambiguous(recipe, mine, f"{fate}: '{stray[0]}'{_because(back.left.get(stray[0], ''))}")
+
+
+def _ambiguous(recipe: Recipe, row: Row, fate: str) -> MapError:
+    return MapError(
+        f"'{recipe.name}' does not lead back: {row.rule} makes '{row.targets[0]}' of '{row.sources[0]}', "
+        f"but read backwards {fate}",
+        hint="make the template of one side narrower, or put the narrower rule first",
+    )
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""
+
+
+def _unmatched(recipe: Recipe, left: Mapping[str, str]) -> MapError:
+    names = list(left)
+    reason = next((reason for reason in left.values() if reason), "")
+    shown = ", ".join(f"'{name}'" for name in names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+    hint = _loosened(recipe, names[0]) or "--unmatched keep takes them over as they are, --unmatched drop leaves them out"
+    many = f"{len(names)} keys match" if len(names) != 1 else "a key matches"
+    return MapError(f"{many} no rule of '{recipe.name}': {shown}{_because(reason)}", hint=hint)
+
+
+def _loosened(recipe: Recipe, name: str) -> str | None:
+    """A hint at the commonest trap: a slot of one letter is a number."""
+    templates = [template for rule in recipe.tensors for template in rule.sides[0]]
+    for template in templates:
+        for slot, loose in template.loosened():
+            if loose.match(name) is not None:
+                return f"'{template.source}' would match if {{{slot.name}}} were a word: one letter is a number"
+    return None
+
+
+def _first(tensors: Mapping[str, LazyTensor]) -> str:
+    return f"its first key is '{next(iter(tensors))}'" if tensors else "it has no keys"
+
+
+def _doubts(rows: Sequence[Mapped]) -> list[str]:
+    groups: dict[str, list[Mapped]] = {}
+    for row in rows:
+        if row.doubt:
+            groups.setdefault(row.doubt, []).append(row)
+    found = []
+    for doubt, some in groups.items():
+        many = f"'{some[0].sources[0]}'" + (f" and {len(some) - 1} more" if len(some) > 1 else "")
+        found.append(f"{many} could be {doubt}; --like, or kind = in a recipe, settles it")
+    return found
+
+
+def _unused(recipe: Recipe, matched: Matched) -> tuple[str, ...]:
+    rules = [rule.name for rule in recipe.tensors] + [rule.name for rule in recipe.modules]
+    return tuple(name for name in rules if name not in matched.used)

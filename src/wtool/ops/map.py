@@ -1,0 +1,35 @@
+"""Make another framework's weights of a checkpoint's, as a recipe says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from wtool.checkpoint import Checkpoint, Section, Warning
+from wtool.maps.resolve import Resolved
+
+# What Hugging Face's loaders look for in a safetensors file, by layout.
+_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "flax": "flax", "mlx": "mlx"}
+
+
+@dataclass(frozen=True)
+class MapTensors:
+    """What `maps.resolve` decided, done. The result is one section; what is unsure or unused is a warning."""
+
+    resolved: Resolved
+
+    def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
+        tensors = {tensor.key: tensor for tensor in self.resolved.tensors}
+        main = checkpoint.main_section()
+        warnings = [Warning("assumed", text) for text in self.resolved.warnings]
+        if self.resolved.unused:
+            rules = ", ".join(self.resolved.unused)
+            warnings.append(Warning("unused-rule", f"of the recipe '{self.resolved.recipe}', no key met {rules}"))
+        return replace(
+            checkpoint,
+            metadata={**checkpoint.metadata, "format": _FORMATS[self.resolved.layout]},
+            tensors=tensors,
+            sections=(Section(main.name, main.kind, tuple(tensors)),),
+            structure=self.resolved.structure,
+            warnings=(*checkpoint.warnings, *warnings),
+            history=(*checkpoint.history, self),
+        )
