@@ -14,6 +14,7 @@ Each is frozen data, answers shapes without reading, and knows its way back. `st
     stack AX, unstack AX         several along a new axis, and back
     tie                          one tensor under several keys; back: they must be equal, and some may be missing
     sum                          several added up; back: the first has it all, the others are zero
+    gru                          a GRU's two biases -> one a gate, and the candidate's second one; back: the second is zero
     unabsorb                     [mean] -> [zero bias, mean]; back: mean - bias
     add C                        a number added to every value
     cast DTYPE                   one-way
@@ -31,7 +32,7 @@ from wtool.maps.arrangements import Blocks, Concat, Flip, Permute, Rearrange, Sp
 from wtool.maps.step import Step as Step
 from wtool.maps.step import Tensors
 from wtool.maps.step import Wanted as Wanted
-from wtool.maps.values import Add, Cast, Sum, Tie, Unabsorb
+from wtool.maps.values import Add, Cast, Gru, Sum, Tie, Unabsorb
 from wtool.tensor import LazyTensor, Shape
 
 
@@ -193,6 +194,7 @@ _MAKERS: dict[str, Callable[[str, str], Step]] = {
     "unstack": _one_axis(Unstack),
     "tie": _plain(Tie),
     "sum": _plain(Sum),
+    "gru": _plain(Gru),
     "unabsorb": _plain(Unabsorb),
     "add": _add,
     "cast": _cast,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from wtool import views
@@ -71,6 +72,54 @@ class Unsum(Step):
 
     def back(self) -> Step:
         return Sum(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Gru(Step):
+    """[input bias, recurrent bias], each (reset, update, candidate) -> the biases of a cell that has one less.
+
+    reset = sigmoid(Wx + b + Uh + c) and update know the sum b + c only; candidate = tanh(Wx + b + reset * (Uh + c)) both.
+    Two are wanted: (3u,) with the sums and the candidate's b, and (u,) its c; or four of (u,), one a gate and the last c.
+    """
+
+    status: ClassVar[str] = "function"
+    why: ClassVar[str] = "one bias a gate where there were two"
+    joins: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
+
+    def __call__(self, tensors: Tensors, wanted: Wanted) -> Tensors:
+        if len(tensors) != 2:
+            raise MapError(f"'{self.text}' takes two biases")
+        first, second = alike(self, tensors)
+        if len(first.shape) != 1 or first.shape[0] % 3:
+            raise MapError(f"'{self.text}': {shown(first)} is not of three gates")
+        units = first.shape[0] // 3
+        cuts = [[views.narrow(tensor, 0, gate * units, (gate + 1) * units) for gate in range(3)] for tensor in (first, second)]
+        gates = [views.computed(first.key, [cuts[0][gate], cuts[1][gate]], Added()) for gate in range(2)] + [cuts[0][2]]
+        if wanted.count == 2:
+            gates = [views.concat(first.key, gates, 0)]
+        return [*gates, cuts[1][2]]
+
+    def back(self) -> Step:
+        return Ungru(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Ungru(Step):
+    status: ClassVar[str] = "function"
+    why: ClassVar[str] = "two biases a gate where there was one: the second is zero"
+    joins: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
+
+    def __call__(self, tensors: Tensors, wanted: Wanted) -> Tensors:
+        *gates, last = tensors
+        if len(last.shape) != 1 or sum(prod(gate.shape) for gate in gates) != 3 * last.shape[0]:
+            raise MapError(f"'{self.text}': {shown(tensors[0])} and {shown(last)} are not the biases of three gates")
+        zeros = views.filled(last.key, last.dtype, (2 * last.shape[0],), 0)
+        return [views.concat(gates[0].key, gates, 0), views.concat(last.key, [zeros, last], 0)]
+
+    def back(self) -> Step:
+        return Gru(self.text)
 
 
 @dataclass(frozen=True, slots=True)
