@@ -24,6 +24,7 @@ _TOP = {
     "names",
     "drop",
     "fill",
+    "alias",
     "module",
     "tensor",
     "kind",
@@ -35,22 +36,30 @@ _UNMATCHED = ("error", "keep", "drop")
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Keys <-> keys. `ops` lead from the recipe's own first side to its second, whichever way round it is now."""
+    """Keys <-> keys. `ops` lead from the recipe's own first side to its second, whichever way round it is now.
+
+    An `optional` rule may meet no key: it is for a part that not every model has.
+    """
 
     name: str
     sides: tuple[tuple[Template, ...], tuple[Template, ...]]
     ops: tuple[str, ...] = ()
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class ModuleRule:
-    """Module path <-> module path; the leaves are the kind's, which is inferred if None. `flatten`: sizes before Flatten."""
+    """Module path <-> module path; the leaves are the kind's, which is inferred if None. `flatten`: sizes before Flatten.
+
+    `optional` as in TensorRule.
+    """
 
     name: str
     sides: tuple[Template, Template]
     kind: str | None = None
     flatten: tuple[str, ...] = ()
     values: Mapping[str, int | str] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Recipe:
     vars: Mapping[str, int | str] = field(default_factory=dict)
     drop: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     fills: tuple[FillRule, ...] = ()
+    aliases: tuple[AliasRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     modules: tuple[ModuleRule, ...] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
@@ -89,10 +99,18 @@ class Recipe:
             sides=(self.sides[1], self.sides[0]),
             drop=(self.drop[1], self.drop[0]),
             fills=tuple(replace(fill, side=1 - fill.side) for fill in self.fills),
-            tensors=tuple(replace(rule, sides=(rule.sides[1], rule.sides[0])) for rule in self.tensors),
+            aliases=tuple(replace(alias, side=1 - alias.side) for alias in self.aliases),
+            tensors=tuple(replace(rule, sides=rule.sides[::-1], when=rule.when[::-1]) for rule in self.tensors),
             modules=tuple(replace(rule, sides=(rule.sides[1], rule.sides[0])) for rule in self.modules),
             turned=not self.turned,
         )
+
+    def real(self, name: str, side: int) -> str:
+        """The name that the rules know for one of this side: its aliases, one after the other."""
+        for alias in self.aliases:
+            values = alias.template.match(name) if alias.side == side else None
+            name = name if values is None else alias.real.write(values)
+        return name
 
     def behind(self, other: Recipe) -> Recipe:
         """This recipe with the rules of another, of the same layouts, behind its own."""
@@ -102,6 +120,7 @@ class Recipe:
             vars={**other.vars, **self.vars},
             drop=(self.drop[0] + other.drop[0], self.drop[1] + other.drop[1]),
             fills=self.fills + other.fills,
+            aliases=self.aliases + other.aliases,
             tensors=self.tensors + other.tensors,
             modules=self.modules + other.modules,
             unmatched=self.unmatched,
@@ -152,7 +171,8 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
         for number, rule in enumerate(_list(table.get("module", []), "module"), 1)
     )
     fills = tuple(_fill(n, rule, names, words, seps) for n, rule in enumerate(_list(table.get("fill", []), "fill"), 1))
-    recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills)
+    aliases = tuple(_alias(n, rule, names, words, seps) for n, rule in enumerate(_list(table.get("alias", []), "alias"), 1))
+    recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills, aliases=aliases)
     for other in _list(table.get("extends", []), "extends"):
         from wtool.maps.library import shipped_recipe
 
@@ -221,7 +241,7 @@ def _drops(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...
 def _tensor(
     number: int, table: Any, names: tuple[str, str], words: Sequence[Mapping[str, list[str]]], seps: Sequence[str]
 ) -> TensorRule:
-    table = _rule("tensor", number, table, {*names, "ops"})
+    table = _rule("tensor", number, table, {*names, "ops", "optional"})
     sides = []
     for side, tables, separator in zip(names, words, seps, strict=True):
         texts = _list(table.get(side), f"side '{side}' of tensor rule {number}")
@@ -248,7 +268,7 @@ def _tensor(
         raise RecipeError(
             f"{said} has {len(left)} keys on one side and {len(right)} on the other", hint="split, concat, tie ..."
         )
-    return TensorRule(said, (tuple(left), tuple(right)), ops)
+    return TensorRule(said, (tuple(left), tuple(right)), ops, _flag(table, "optional"))
 
 
 def _module(
@@ -259,7 +279,7 @@ def _module(
     seps: Sequence[str],
     recipe: Recipe,
 ) -> ModuleRule:
-    table = _rule("module", number, table, {*names, "kind", "flatten", "with"})
+    table = _rule("module", number, table, {*names, "kind", "flatten", "with", "optional"})
     sides = []
     for side, tables, separator in zip(names, words, seps, strict=True):
         if side not in table:
@@ -283,7 +303,8 @@ def _module(
     if flatten and (not 2 <= len(flatten) <= 4 or not all(re.fullmatch(r"[1-9][0-9]{0,8}|\$\w+", size) for size in flatten)):
         raise RecipeError(f"flatten = '{table['flatten']}'", hint='the channels and the sizes before Flatten: "512 7 7"')
     values = _table(table.get("with", {}), f"with of module rule {number}")
-    return ModuleRule(f"module rule {number} ({left.source})", (left, right), kind, tuple(flatten), dict(values))
+    name = f"module rule {number} ({left.source})"
+    return ModuleRule(name, (left, right), kind, tuple(flatten), dict(values), _flag(table, "optional"))
 
 
 def _fill(
@@ -302,6 +323,30 @@ def _fill(
     if not isinstance(value, (int, float)):
         raise RecipeError(f"fill rule {number}: the value is {value!r}")
     return FillRule(f"fill rule {number} ({template.source})", side, template, beside, value)
+
+
+def _alias(
+    number: int, table: Any, names: tuple[str, str], words: Sequence[Mapping[str, list[str]]], seps: Sequence[str]
+) -> AliasRule:
+    table = _rule("alias", number, table, {*names, "as"})
+    side = next((index for index, name in enumerate(names) if name in table), None)
+    if side is None or "as" not in table or len(table) != 2:
+        raise RecipeError(f"alias rule {number} needs one side and 'as', the name that the rules know")
+    (template,), (real,) = paired(
+        [parse(_text(table[names[side]], "an alias"), words[side], seps[side])],
+        [parse(_text(table["as"], "as"), words[side], seps[side])],
+    )
+    odd = set(real.slots) - set(template.slots)
+    if odd:
+        raise RecipeError(f"alias rule {number}: the slot '{{{min(odd)}}}' is not in '{template.source}'")
+    return AliasRule(side, template, real)
+
+
+def _optional(table: Mapping[str, Any], said: str) -> bool:
+    found = table.get("optional", False)
+    if not isinstance(found, bool):
+        raise RecipeError(f"{said}: optional is {found!r}", hint="true or false")
+    return found
 
 
 def _rule(what: str, number: int, table: Any, allowed: set[str]) -> Mapping[str, Any]:
@@ -329,6 +374,13 @@ def _list(value: Any, what: str) -> list[Any]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise RecipeError(f"{what} is no text")
+    return value
+
+
+def _flag(table: Mapping[str, Any], name: str) -> bool:
+    value = table.get(name, False)
+    if not isinstance(value, bool):
+        raise RecipeError(f"{name} = '{value}'", hint="true or false")
     return value
 
 

@@ -77,7 +77,9 @@ def resolve(
     path = checkpoint.source.path
     source, target = recipe.sides[0][1], recipe.sides[1][1]
     _known(recipe, given)
-    names = recipe_names(checkpoint, source, full_names or {})
+    names = {key: recipe.real(name, 0) for key, name in recipe_names(checkpoint, source, full_names or {}).items()}
+    if like is not None:
+        like = replace(like, keys={recipe.real(name, 1): key for name, key in like.keys.items()})
     tensors = {name: checkpoint[key] for key, name in names.items()}
     if len(tensors) != len(names):
         raise MapError("two keys of it have one name", path=path)
@@ -261,5 +263,5 @@ def _doubts(rows: Sequence[Mapped]) -> list[str]:
 
 
 def _unused(recipe: Recipe, matched: Matched) -> tuple[str, ...]:
-    rules = [rule.name for rule in recipe.tensors] + [rule.name for rule in recipe.modules]
-    return tuple(name for name in rules if name not in matched.used)
+    rules = [rule for rule in (*recipe.tensors, *recipe.modules) if not rule.optional]
+    return tuple(rule.name for rule in rules if rule.name not in matched.used)
