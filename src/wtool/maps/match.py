@@ -133,6 +133,9 @@ def _by_tensors(
     rule: TensorRule, names: dict[str, None], recipe: Recipe, given: Mapping[str, int], tensors: Mapping[str, LazyTensor]
 ) -> Iterator[Row]:
     """Rows of a tensor rule; takes their keys out of `names`."""
+    condition = rule.when[0]
+    if condition is not None and not any(condition.match(name) for name in tensors):
+        return
     sources, targets = rule.sides
     shared = set(targets[0].slots)
     groups: dict[tuple[object, ...], dict[tuple[int, int], str]] = {}

@@ -38,13 +38,15 @@ _UNMATCHED = ("error", "keep", "drop")
 class TensorRule:
     """Keys <-> keys. `ops` lead from the recipe's own first side to its second, whichever way round it is now.
 
-    An `optional` rule may meet no key: it is for a part that not every model has.
+    An `optional` rule may meet no key: it is for a part that not every model has. `when`: by side, a key that must be there
+    for the rule to be tried, where that side is the source.
     """
 
     name: str
     sides: tuple[tuple[Template, ...], tuple[Template, ...]]
     ops: tuple[str, ...] = ()
     optional: bool = False
+    when: tuple[Template | None, Template | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class FillRule:
     template: Template
     beside: Template
     value: float
+
+
+@dataclass(frozen=True)
+class AliasRule:
+    """Another name that files of `side` (0 or 1) use for a key: read as if it were `real`, never written."""
+
+    side: int
+    template: Template
+    real: Template
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ def _drops(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...
 def _tensor(
     number: int, table: Any, names: tuple[str, str], words: Sequence[Mapping[str, list[str]]], seps: Sequence[str]
 ) -> TensorRule:
-    table = _rule("tensor", number, table, {*names, "ops", "optional"})
+    table = _rule("tensor", number, table, {*names, "ops", "optional", "when"})
     sides = []
     for side, tables, separator in zip(names, words, seps, strict=True):
         texts = _list(table.get(side), f"side '{side}' of tensor rule {number}")
@@ -268,7 +279,15 @@ def _tensor(
         raise RecipeError(
             f"{said} has {len(left)} keys on one side and {len(right)} on the other", hint="split, concat, tie ..."
         )
-    return TensorRule(said, (tuple(left), tuple(right)), ops, _flag(table, "optional"))
+    given = _table(table.get("when", {}), f"when of tensor rule {number}")
+    odd = next((name for name in given if name not in names), None)
+    if odd is not None:
+        raise RecipeError(f"tensor rule {number}: when names a side '{odd}'", hint="the sides are " + " and ".join(names))
+    one, two = (
+        parse(_text(given[side], f"when of tensor rule {number}"), tables, separator) if side in given else None
+        for side, tables, separator in zip(names, words, seps, strict=True)
+    )
+    return TensorRule(said, (tuple(left), tuple(right)), ops, _flag(table, "optional"), (one, two))
 
 
 def _module(
@@ -340,13 +359,6 @@ def _alias(
     if odd:
         raise RecipeError(f"alias rule {number}: the slot '{{{min(odd)}}}' is not in '{template.source}'")
     return AliasRule(side, template, real)
-
-
-def _optional(table: Mapping[str, Any], said: str) -> bool:
-    found = table.get("optional", False)
-    if not isinstance(found, bool):
-        raise RecipeError(f"{said}: optional is {found!r}", hint="true or false")
-    return found
 
 
 def _rule(what: str, number: int, table: Any, allowed: set[str]) -> Mapping[str, Any]:
