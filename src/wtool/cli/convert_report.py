@@ -122,7 +122,7 @@ def _facts(data: Mapping[str, Any]) -> Facts:
         exact = [row["exact"] for row in data["map"]]
         counts = [f"{exact.count(kind):,} {kind}" for kind in ("exact", "function", "lossy") if kind in exact]
         rows.append(("mapped", f"{', '.join(data['recipes'])}: {', '.join(counts)}"))
-    for name, word in (("dropped", "dropped"), ("filled", "filled")):
+    for name, word in (("dropped", "dropped"), ("filled", "filled"), ("kept", "kept as is")):
         if data[name]:
             keys = data[name]
             more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""

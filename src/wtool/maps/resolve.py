@@ -9,10 +9,11 @@ from wtool import views
 from wtool.checkpoint import Checkpoint
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError
+from wtool.maps.kinds import joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, match
 from wtool.maps.names import recipe_names, written_key
-from wtool.maps.recipe import Recipe, used_variables
+from wtool.maps.recipe import ModuleRule, Recipe, TensorRule, used_variables
 from wtool.maps.step import Step, Wanted
 from wtool.maps.steps import chain
 from wtool.tensor import LazyTensor, Shape
@@ -40,8 +41,9 @@ class Mapped:
 class Resolved:
     """What a recipe makes of a checkpoint. Frozen, picklable data: the tensors in it are lazy.
 
-    `tensors` in the order of the output. `dropped` by the recipe, `lost` because of --unmatched drop; `kept` under their own
-    key. `filled` had no partner and were made; `own` were taken from the template. `unused` are rules that met no key.
+    `tensors` in the order of the output. `dropped` by the recipe, `lost` because of --unmatched drop, `kept` as they are under
+    their own key (but for Flax's `params.`). `filled` had no partner and were made; `own` were taken from the template.
+    `unused` are rules that met no key.
     """
 
     recipe: str
@@ -89,13 +91,14 @@ def resolve(
         if matched.left and policy == "error":
             raise _unmatched(recipe, matched.left)
         made, rows = _made(matched, tensors, None if like is None else like.shapes)
-        kept = tuple(matched.left) if policy == "keep" else ()
-        for name in kept:
-            _claim(made, name, tensors[name], name)
+        kept = {name: _kept_name(name, source, target) for name in matched.left} if policy == "keep" else {}
+        for name, onto in kept.items():
+            _claim(made, onto, tensors[name].renamed(onto), name)
+            rows.append(_kept(name, onto, tensors[name].shape))
         filled = _filled(matched.fills, made)
-        if not rows and not kept:
+        if not rows:
             raise MapError(f"no rule of '{recipe.name}' matches a key", hint=_first(tensors))
-        _check_back(recipe, matched, made, tensors, given, {fill.target for fill in matched.fills} | set(kept))
+        _check_back(recipe, matched, made, tensors, given, {fill.target for fill in matched.fills} | set(kept.values()))
         warnings = _doubts(rows)
         keys = {name: written_key(name, target) for name in made}
         own: tuple[LazyTensor, ...] = ()
@@ -119,7 +122,7 @@ def resolve(
         tuple(done),
         dropped=tuple(owners[name] for name in matched.dropped),
         lost=tuple(owners[name] for name in matched.left) if policy == "drop" else (),
-        kept=tuple(keys[name] for name in kept),
+        kept=tuple(keys[name] for name in kept.values()),
         filled=tuple(keys[name] for name in filled),
         own=tuple(tensor.key for tensor in own),
         unused=_unused(recipe, matched),
@@ -174,6 +177,16 @@ def _claim(made: dict[str, LazyTensor], name: str, tensor: LazyTensor, source: s
     if name in made:
         raise KeyClashError(f"'{made[name].key}' is made twice, the second time from '{source}'")
     made[name] = tensor
+
+
+def _kept_name(name: str, source: str, target: str) -> str:
+    """The name of a key that no rule matches, on the other side: in Flax all parameters lie in a collection."""
+    bare = name.removeprefix("params.") if source == "flax" else name
+    return joined(target, "", bare) if target == "flax" and not bare.startswith("batch_stats.") else bare
+
+
+def _kept(name: str, onto: str, shape: Shape) -> Mapped:
+    return Mapped((name,), (onto,), (), (shape,), (shape,), "exact", "no rule matches it: kept as it is", "")
 
 
 def _filled(fills: Sequence[Fill], made: dict[str, LazyTensor]) -> list[str]:
@@ -263,5 +276,5 @@ def _doubts(rows: Sequence[Mapped]) -> list[str]:
 
 
 def _unused(recipe: Recipe, matched: Matched) -> tuple[str, ...]:
-    rules = [rule for rule in (*recipe.tensors, *recipe.modules) if not rule.optional]
-    return tuple(rule.name for rule in rules if rule.name not in matched.used)
+    rules: list[TensorRule | ModuleRule] = [*recipe.tensors, *recipe.modules]
+    return tuple(rule.name for rule in rules if not rule.optional and rule.name not in matched.used)
