@@ -38,7 +38,20 @@ SHARED = {
     "ops": {"select", "rename", "cast"},
     "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats"},
     "render": {"text", "json", "markdown", "html"},
-    "maps": {"step", "arrangements", "values", "steps", "templates", "kinds", "recipe", "rules", "library", "modules", "match", "names"}
+    "maps": {
+        "step",
+        "arrangements",
+        "values",
+        "steps",
+        "templates",
+        "kinds",
+        "recipe",
+        "rules",
+        "library",
+        "modules",
+        "match",
+        "names",
+    }
     | {"like", "resolve", "table"},
 }
 ALLOWED_PAIRS = {("sharded", "safetensors"), ("sharded", "torch"), ("safetensors", "sharded")}

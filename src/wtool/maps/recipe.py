@@ -237,11 +237,11 @@ def _tensor(
     odd = next((name for name in given if name not in names), None)
     if odd is not None:
         raise RecipeError(f"tensor rule {number}: when names a side '{odd}'", hint="the sides are " + " and ".join(names))
-    one, two = (
+    asked = [
         parse(_text(given[side], f"when of tensor rule {number}"), tables, separator) if side in given else None
         for side, tables, separator in zip(names, words, seps, strict=True)
-    )
-    return TensorRule(said, (tuple(left), tuple(right)), ops, _flag(table, "optional"), (one, two))
+    ]
+    return TensorRule(said, (tuple(left), tuple(right)), ops, _flag(table, "optional"), (asked[0], asked[1]))
 
 
 def _module(
