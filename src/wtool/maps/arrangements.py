@@ -42,13 +42,15 @@ class Permute(Step):
 class Rearrange(Step):
     """`left` and `right` are groups of axis names, "1" for an axis of one; each name stands once on either side.
 
-    `guesses` (written `m?=1`) are sizes taken where nothing else says.
+    `guesses` (written `m?=1`) are sizes taken where nothing else says; `asked` (`h=$heads`) those of variables that have no
+    value, which the shapes must tell.
     """
 
     left: tuple[tuple[str, ...], ...] = ()
     right: tuple[tuple[str, ...], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     guesses: tuple[tuple[str, int], ...] = ()
+    asked: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, tensors: Tensors, wanted: Wanted) -> Tensors:
         shapes = wanted.shapes if len(wanted.shapes) == len(tensors) else (None,) * len(tensors)
@@ -69,6 +71,12 @@ class Rearrange(Step):
         names = [name for group in self.left for name in group if name != "1"]
         unknown = [name for name in names if name not in known]
         if unknown:
+            variable = dict(self.asked).get(unknown[0])
+            if variable is not None:
+                raise MapError(
+                    f"the variable '{variable}' is not set: '{self.text}' of {shown(tensor)} needs it",
+                    hint=f"--set {variable}=N, or give a template with --like",
+                )
             raise MapError(
                 f"'{self.text}' of {shown(tensor)} needs the size of '{unknown[0]}'",
                 hint=f"write it behind the operation: ; {unknown[0]}=N, or give a template with --like",
@@ -81,7 +89,9 @@ class Rearrange(Step):
         sides = self.text.removeprefix("rearrange ").partition(";")
         left, _, right = sides[0].partition("->")
         tail = f" ;{sides[2]}" if sides[1] else ""
-        return Rearrange(f"rearrange {right.strip()} -> {left.strip()}{tail}", self.right, self.left, self.sizes, self.guesses)
+        return Rearrange(
+            f"rearrange {right.strip()} -> {left.strip()}{tail}", self.right, self.left, self.sizes, self.guesses, self.asked
+        )
 
 
 def _solve(groups: Sequence[Sequence[str]], shape: Shape, known: dict[str, int], fault: MapError) -> None:

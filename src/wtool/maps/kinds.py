@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from wtool.errors import RecipeError
+from wtool.errors import MapError, RecipeError
 from wtool.maps.step import Step
 from wtool.maps.steps import backwards, parse_step
 
@@ -19,6 +19,7 @@ HUB = "torch"
 _COLLECTION = "params"
 _LEAF = {"torch", "keras", "object", "flax", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
 _KIND = {"about", "words", "vars", "leaf", "explicit", "rare"}
+_LONG = 4  # letters of a word that is looked for inside other words
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -26,7 +27,8 @@ _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 class Leaf:
     """One row of a kind: names by layout (several where several tensors take part), operations from torch by layout.
 
-    `shape` is torch's, a letter an axis: the same letter is the same size throughout the kind, a number is that size.
+    `shape` is torch's, a letter an axis: the same letter is the same size throughout the kind, a number is that size, `4u`
+    is four times u.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -35,14 +37,14 @@ class Leaf:
     optional: bool = False
     fill: float | None = None
     dtype: str | None = None
-    wrong: str | None = None  # what to say when the shape is another
+    wrong: str | None = None  # what to say when it is this kind's leaf by all names, but the shape is another
 
 
 @dataclass(frozen=True)
 class Kind:
     """`words` in a module's name speak for it where shapes cannot tell. `explicit` kinds are never inferred.
 
-    `rare` kinds are inferred only by words or a template.
+    `rare` kinds are inferred only by words or a template. `vars` may stand in names of leaves, too (see `named`).
     """
 
     name: str
@@ -55,6 +57,18 @@ class Kind:
 
     def layouts(self) -> list[str]:
         return [layout for layout in LAYOUTS if any(layout in leaf.names for leaf in self.leaves)]
+
+    def named(self, values: Mapping[str, int]) -> Kind:
+        """The kind with the $variables in the names of its leaves filled in. KeyError names one that has no value."""
+        if not any("$" in name for leaf in self.leaves for names in leaf.names.values() for name in names):
+            return self
+        return replace(self, leaves=tuple(_filled(leaf, values) for leaf in self.leaves))
+
+    def called(self, part: str) -> bool:
+        """Whether a part of a module's name has one of the kind's words: whole (`fc1`), or inside if it is long."""
+        part = part.lower()
+        tokens = {token for found in re.findall("[a-z0-9]+", part) for token in (found, found.rstrip("0123456789"))}
+        return any(word in tokens or (len(word) >= _LONG and word in part) for word in self.words)
 
 
 @cache
@@ -137,11 +151,40 @@ def substituted(text: str, values: Mapping[str, int] | None) -> str:
     return _VARIABLE.sub(lambda found: str(1 if values is None else values[found[1]]), text)
 
 
+def _filled(leaf: Leaf, values: Mapping[str, int]) -> Leaf:
+    filled = {layout: tuple(substituted(name, values) for name in names) for layout, names in leaf.names.items()}
+    return replace(leaf, names=filled)
+
+
 def leaf_steps(leaf: Leaf, source: str, target: str, values: Mapping[str, int]) -> list[Step]:
-    """The operations from one layout to another, by way of torch's. KeyError names a variable that has no value."""
-    there = [parse_step(substituted(op, values)) for op in leaf.ops.get(source, ())]
-    on = [parse_step(substituted(op, values)) for op in leaf.ops.get(target, ())]
+    """The operations from one layout to another, by way of torch's.
+
+    A variable without a value stays in its operation: a size in `rearrange` may follow from the shapes.
+    """
+    there = [parse_step(_as_far_as_known(op, values)) for op in leaf.ops.get(source, ())]
+    on = [parse_step(_as_far_as_known(op, values)) for op in leaf.ops.get(target, ())]
     return [] if source == target else backwards(there) + on
+
+
+def _as_far_as_known(op: str, values: Mapping[str, int]) -> str:
+    try:
+        return substituted(op, values)
+    except (KeyError, MapError):
+        if not op.startswith("rearrange"):
+            raise
+        return op
+
+
+def another(kind: Kind, layout: str, key: str) -> Mapping[str, int]:
+    """The values of the kind's variables with which this key would be one of its leaves; empty if there are none."""
+    separator = re.escape(LAYOUTS[layout])
+    for leaf in kind.leaves:
+        for name in leaf.names.get(layout, ()):
+            pattern = _VARIABLE.sub(r"(?P<\1>[0-9]{1,4})", re.escape(name).replace(r"\$", "$"))
+            found = re.search(rf"(?:^|{separator}){pattern}$", key) if "$" in name else None
+            if found is not None:
+                return {variable: int(value) for variable, value in found.groupdict().items()}
+    return {}
 
 
 def joined(layout: str, path: str, leaf: str) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from wtool.errors import MapError
-from wtool.maps.kinds import HUB, LAYOUTS, Kind, Leaf, joined, leaf_steps, module_kinds, substituted, taken_apart
+from wtool.maps.kinds import (
+    HUB,
+    LAYOUTS,
+    Kind,
+    Leaf,
+    another,
+    joined,
+    leaf_steps,
+    module_kinds,
+    substituted,
+    taken_apart,
+)
 from wtool.maps.recipe import ModuleRule, Recipe
 from wtool.maps.step import Step, Wanted
 from wtool.maps.steps import backwards, chain, parse_step
@@ -31,12 +42,16 @@ class Row:
 
 @dataclass
 class Made:
-    """What one module rule did. `reasons`: why a key of a module that it matches was left."""
+    """What one module rule did. `reasons`: why a key of a module that it matches was left.
+
+    `held` are keys of a layer that cannot be: what they look like one by one must not be taken for it.
+    """
 
     rows: list[Row] = field(default_factory=list)
     fills: list[tuple[str, float, str | None]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
 
 
 class _Choice(NamedTuple):
@@ -56,18 +71,24 @@ def match_modules(
     """Rows of a module rule; takes their keys out of `names`. See match.match for the arguments."""
     source, target = rule.sides
     layouts = (recipe.sides[0][1], recipe.sides[1][1])
-    known = module_kinds(recipe.kinds, layouts) if rule.kind is None else [recipe.kinds[rule.kind]]
+    written = module_kinds(recipe.kinds, layouts) if rule.kind is None else [recipe.kinds[rule.kind]]
+    known = [kind.named(values({**kind.vars, **rule.values})) for kind in written]
     made = Made()
     paths = _paths(names, known, layouts[0])
     for path in sorted(paths, key=lambda path: path.count(LAYOUTS[layouts[0]])):
         bound = source.match(path) if path or not source.parts else None
-        present = [key for key in paths[path] if key in names]
+        present = [key for key in paths[path] if key in names and key not in made.held]
         if bound is None or not present:
             continue
         place = _Place(rule, layouts, path, target.write(bound), tensors, names, values)
-        choice = place.only(known[0]) if rule.kind is not None else place.choose(known, present, likely, made.reasons)
+        choice = place.only(known[0]) if rule.kind is not None else place.choose(known, present, likely, made)
         if choice is not None:
             place.take(choice, made)
+    for key in names:
+        for kind in written if key not in made.reasons else ():
+            for name, value in another(kind, layouts[0], key).items():
+                hint = f"a rule with kind = '{kind.name}' and with = {{ {name} = {value} }} takes it"
+                made.reasons.setdefault(key, f"{name} {value} of a {kind.name}: {hint}")
     for path, keys in paths.items():
         for key in keys:
             if key in names and path and source.match(path) is not None and key not in made.reasons:
@@ -112,38 +133,48 @@ class _Place:
             raise MapError(f"{self.rule.name}: '{self.path}' is no {kind.name}: {fault}")
         return _Choice(kind, f"kind {kind.name}", "")
 
-    def choose(
-        self, kinds: list[Kind], present: list[str], likely: Mapping[str, Shape] | None, reasons: dict[str, str]
-    ) -> _Choice | None:
+    def choose(self, kinds: list[Kind], present: list[str], likely: Mapping[str, Shape] | None, made: Made) -> _Choice | None:
         """The kind that fits keys and shapes; where several do, the template, then the name, then the first decide."""
         fitting = []
+        wrong = ""
         for kind in kinds:
             fault = self._fault(kind, present)
             if not fault:
                 fitting.append(kind)
             elif fault != _OTHER:
-                reasons.update(dict.fromkeys(present, fault))
+                wrong = next((leaf.wrong for leaf in kind.leaves if leaf.wrong == fault), wrong) or ""
+                made.reasons.update(dict.fromkeys(present, wrong or fault))
         if not fitting:
+            made.held.update(present if wrong else ())
             return None
         for key in present:
-            reasons.pop(key, None)
+            made.reasons.pop(key, None)
         found = self._unlike(fitting)
-        if likely is not None and len(found) > 1:
-            found = self._unlike([kind for kind in found if self._makes(kind, likely)]) or found
-            if len(found) == 1:
-                return _Choice(found[0], f"kind {found[0].name}: the template says so", "")
         if len(found) == 1:
             return _Choice(found[0], f"kind {found[0].name}: the only one that fits", "")
-        near = " ".join(self.path.lower().replace("/", ".").split(".")[-_NEAR:])
-        named = [kind for kind in found if any(word in near for word in kind.words)]
-        usual = [kind for kind in found if not kind.rare]
+        fits = self._unlike([kind for kind in found if self._makes(kind, likely)]) if likely is not None else []
+        if fits:
+            usual = [kind for kind in fits if not kind.rare] or fits
+            if len(usual) == 1:
+                return _Choice(usual[0], f"kind {usual[0].name}: the template says so", "")
+            found = fits
+        named = self._named(found)
         if len(named) == 1:
             return _Choice(named[0], f"kind {named[0].name}: by its name", "")
-        found = named or usual or found
+        found = named or [kind for kind in found if not kind.rare] or found
         if len(found) == 1:
             return _Choice(found[0], f"kind {found[0].name}: the usual one", "")
         others = " or ".join(kind.name for kind in found)
         return _Choice(found[0], f"kind {found[0].name}: assumed", f"{others}: taken as {found[0].name}")
+
+    def _named(self, kinds: Sequence[Kind]) -> list[Kind]:
+        """Those that the module's name speaks for; the last part of it first, then those before."""
+        parts = self.path.replace("/", ".").split(".")
+        for part in parts[: -_NEAR - 1 : -1]:
+            named = [kind for kind in kinds if kind.called(part)]
+            if named:
+                return named
+        return []
 
     def take(self, choice: _Choice, made: Made) -> None:
         """Rows for every leaf that is here."""
@@ -191,39 +222,43 @@ class _Place:
 
     def _fault(self, kind: Kind, present: list[str]) -> str:
         """Why this module is not of a kind; empty if it is. `present` are keys that the kind must account for."""
-        claimed: set[str] = set()
-        sizes: dict[str, int] = {}
+        claimed: dict[str, Leaf] = {}
         for leaf in kind.leaves:
             keys = self._keys(leaf)
             if keys is None:
                 continue
             here = [key for key in keys if key in self.names]
-            if len(here) != len(keys):
-                if here or not leaf.optional:
-                    return _OTHER
-                continue
-            claimed.update(keys)
-            fault = self._misshapen(kind, leaf, keys, sizes)
+            if len(here) != len(keys) and (here or not leaf.optional):
+                return _OTHER
+            claimed.update(dict.fromkeys(here, leaf))
+        if not claimed or not set(present) <= claimed.keys():
+            return _OTHER
+        sizes: dict[str, int] = {}
+        for leaf in dict.fromkeys(claimed.values()):
+            fault = self._misshapen(kind, leaf, sizes)
             if fault:
-                return leaf.wrong or fault
-        return "" if claimed and claimed.issuperset(present) else _OTHER
+                return fault
+        return ""
 
-    def _misshapen(self, kind: Kind, leaf: Leaf, keys: tuple[str, ...], sizes: dict[str, int]) -> str:
-        """Whether the leaf, seen as torch's, has the kind's shape; `sizes` are the letters met so far."""
+    def _misshapen(self, kind: Kind, leaf: Leaf, sizes: dict[str, int]) -> str:
+        """Whether the leaf, seen as torch's, has the kind's shape; `sizes` are the letters met so far.
+
+        The kind's own sentence says so where the leaf is this kind's by its names and its number of axes.
+        """
         if leaf.shape is None:
             return ""
+        keys = self._keys(leaf) or ()
+        wrong = leaf.wrong if self.layouts[0] != HUB else None
         try:
             there = self._steps_back(kind, leaf)
             tensors = chain(there, [self.tensors[key] for key in keys], Wanted(len(leaf.names[HUB])))
         except MapError as error:
-            return error.message
+            return wrong if wrong and sizes else error.message
         for tensor in tensors:
-            same = len(tensor.shape) == len(leaf.shape) and all(
-                (int(letter) if letter.isdigit() else sizes.setdefault(letter, size)) == size
-                for letter, size in zip(leaf.shape, tensor.shape, strict=True)
-            )
-            if not same:
-                return f"'{keys[0]}' has the shape {list(self.tensors[keys[0]].shape)}"
+            if len(tensor.shape) != len(leaf.shape) or not all(
+                _is_size(letter, size, sizes) for letter, size in zip(leaf.shape, tensor.shape, strict=True)
+            ):
+                return wrong or f"'{keys[0]}' has the shape {list(self.tensors[keys[0]].shape)}"
         return ""
 
     def _steps_back(self, kind: Kind, leaf: Leaf) -> list[Step]:
@@ -258,6 +293,15 @@ class _Place:
             if tuple(tensor.shape for tensor in done) != shapes:
                 return False
         return True
+
+
+def _is_size(letter: str, size: int, sizes: dict[str, int]) -> bool:
+    """Whether an axis written `u`, `3` or `4u` may have this size; a letter that is new gets it."""
+    times, name = letter.rstrip("abcdefghijklmnopqrstuvwxyz"), letter.lstrip("0123456789")
+    if not name:
+        return int(times) == size
+    many = int(times or 1)
+    return size % many == 0 and sizes.setdefault(name, size // many) == size // many
 
 
 _OTHER = "its keys are those of another kind"

@@ -142,8 +142,12 @@ def _rearrange(text: str, rest: str) -> Step:
         raise ValueError("write LEFT -> RIGHT")
     sizes: list[tuple[str, int]] = []
     guesses: list[tuple[str, int]] = []
+    asked: list[tuple[str, str]] = []
     for word in given.split():
         name, _, number = word.partition("=")
+        if name.isidentifier() and number.startswith("$"):
+            asked.append((name, number[1:]))
+            continue
         found = guesses if name.endswith("?") else sizes
         name = name.removesuffix("?")
         if not name.isidentifier() or not re.fullmatch("[0-9]{1,12}", number) or not int(number):
@@ -157,10 +161,10 @@ def _rearrange(text: str, rest: str) -> Step:
     odd = set(names[0]) ^ set(names[1])
     if odd:
         raise ValueError(f"'{min(odd)}' stands on one side only")
-    unused = {name for name, _ in (*sizes, *guesses)} - set(names[0])
+    unused = {name for name, *_ in (*sizes, *guesses, *asked)} - set(names[0])
     if unused:
         raise ValueError(f"there is no axis '{min(unused)}'")
-    return Rearrange(text, *sides, tuple(sizes), tuple(guesses))
+    return Rearrange(text, *sides, tuple(sizes), tuple(guesses), tuple(asked))
 
 
 def _groups(text: str) -> tuple[tuple[str, ...], ...]:
