@@ -22,11 +22,16 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a Table. `number` aligns right; `keep` is never shortened to fit a terminal."""
+    """A column of a Table. `number` aligns right; `keep` is never shortened to fit a terminal.
+
+    `below` goes on a line of its own where the terminal is too narrow for all in one; `code` is what a machine calls it.
+    """
 
     title: str
     number: bool = False
     keep: bool = False
+    below: bool = False
+    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

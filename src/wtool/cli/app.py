@@ -17,6 +17,7 @@ import typer
 from wtool.cli.console import ClosedPipe, Console, show_error
 from wtool.cli.convert import convert
 from wtool.cli.inspect import inspect
+from wtool.cli.map import application as mapping
 from wtool.errors import UsageError, WtoolError
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -55,6 +56,7 @@ def application() -> typer.Typer:
     app.callback()(_root)
     app.command("inspect", context_settings=_HELP)(inspect)
     app.command("convert", context_settings=_HELP)(convert)
+    app.add_typer(mapping(_HELP), name="map")
     return app
 
 

@@ -42,15 +42,7 @@ def convert(
     reverse: options.Reverse = False,
     like: options.Like = None,
     set_: options.Variables = None,
-    unmatched: Annotated[
-        str | None,
-        typer.Option(
-            "--unmatched",
-            metavar="POLICY",
-            help="Keys that no rule of --map matches: error (default), keep or drop.",
-            autocompletion=options.one_of("error", "keep", "drop"),
-        ),
-    ] = None,
+    unmatched: options.Unmatched = None,
     max_shard: Annotated[
         str | None,
         typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE (5GB), with an index."),

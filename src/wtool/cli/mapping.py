@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _UNMATCHED = ("error", "keep", "drop")
 
 
+def checked_policy(unmatched: str | None) -> None:
+    """UsageError for a --unmatched that there is not."""
+    if unmatched not in (None, *_UNMATCHED):
+        raise UsageError(f"unknown policy for unmatched keys '{unmatched}'", hint="one of " + ", ".join(_UNMATCHED))
+
+
 @dataclass(frozen=True)
 class Choice:
     """The options. False where nothing is to be mapped."""
@@ -28,8 +34,7 @@ class Choice:
     strict: bool
 
     def __post_init__(self) -> None:
-        if self.unmatched not in (None, *_UNMATCHED):
-            raise UsageError(f"unknown policy for unmatched keys '{self.unmatched}'", hint="one of " + ", ".join(_UNMATCHED))
+        checked_policy(self.unmatched)
         if not self.maps:
             given = {"--reverse": self.reverse, "--set": bool(self.given), "--unmatched": self.unmatched is not None}
             alone = next((name for name, there in given.items() if there), None)

@@ -75,7 +75,8 @@ def _sections(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*names, "all") if name.startswith(incomplete)]
 
 
-def _recipes(incomplete: str) -> list[str]:
+def recipe_names(incomplete: str) -> list[str]:
+    """What completes the name of a recipe."""
     try:
         from wtool.maps.library import names, turned_name
 
@@ -155,7 +156,7 @@ Maps = Annotated[
         "--map",
         metavar="NAME_OR_FILE",
         help="Map to another framework's names and layouts by a recipe; `wtool map list` names them. Repeatable, in order.",
-        autocompletion=_recipes,
+        autocompletion=recipe_names,
     ),
 ]
 Reverse = Annotated[bool, typer.Option("--reverse", help="Run the recipes of --map backwards.")]
@@ -166,6 +167,15 @@ Like = Annotated[
 Variables = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=N", help="A number that a recipe needs, as in heads=12. Repeatable."),
+]
+Unmatched = Annotated[
+    str | None,
+    typer.Option(
+        "--unmatched",
+        metavar="POLICY",
+        help="Keys that no rule of the recipe matches: error (default), keep or drop.",
+        autocompletion=one_of("error", "keep", "drop"),
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be written and lost; write nothing.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
@@ -44,21 +45,24 @@ def shipped_recipe(name: str) -> Recipe | None:
 def load(name: str) -> Recipe:
     """A shipped recipe by name, or the recipe in a file. NotFoundError, UnreadableError, RecipeError."""
     recipe = shipped_recipe(name)
-    if recipe is not None:
-        return recipe
+    return recipe or parse_recipe(file_text(name), os.path.basename(name).removesuffix(".toml"), name)
+
+
+def file_text(path: str) -> str:
+    """The text of a recipe's file. NotFoundError, UnreadableError, RecipeError for what is no text."""
     try:
-        with open(name, "rb") as file:
+        with open(path, "rb") as file:
             data = file.read(_LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        near = [known for known in (*names(), *map(turned_name, names())) if name in known or known in name]
+        known = [*names(), *map(turned_name, names())]
+        near = [name for name in known if name in path or path in name] or get_close_matches(path, known, 1)
         hint = f"did you mean {near[0]}?" if near else "`wtool map list` names the recipes; anything else is a file"
-        raise NotFoundError(f"there is no recipe or file '{name}'", hint=hint) from None
+        raise NotFoundError(f"there is no recipe or file '{path}'", hint=hint) from None
     except OSError as error:
-        raise UnreadableError(f"cannot be read: {error.strerror}", path=name) from None
+        raise UnreadableError(f"cannot be read: {error.strerror}", path=path) from None
     if len(data) > _LARGEST:
-        raise RecipeError("is too large for a recipe", path=name)
+        raise RecipeError("is too large for a recipe", path=path)
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise RecipeError(f"is no text: byte {error.start} is not UTF-8", path=name) from None
-    return parse_recipe(text, os.path.basename(name).removesuffix(".toml"), name)
+        raise RecipeError(f"is no text: byte {error.start} is not UTF-8", path=path) from None

@@ -23,13 +23,17 @@ from wtool.tensor import LazyTensor
 
 
 class Fill(NamedTuple):
-    """A key without a partner: made of `value`, with the shape and dtype of the target key `beside` it, or scalar."""
+    """A key without a partner: made of `value`, with the shape and dtype of the target key `beside` it, or scalar.
+
+    With `copy` it is that target key under another name.
+    """
 
     target: str
     value: float
     beside: str | None
     dtype: str | None
     rule: str
+    copy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Matched:
     fills: tuple[Fill, ...]
     left: Mapping[str, str]
     used: frozenset[str]
+
+
+class UnsetVariable(MapError):
+    """A rule needs a number that neither the recipe nor the user gives."""
 
 
 class Variables(Mapping[str, int]):
@@ -62,7 +70,7 @@ class Variables(Mapping[str, int]):
         if not isinstance(value, int):
             about = self._recipe.vars.get(name)
             said = f": {about}" if isinstance(about, str) and not about.startswith("$") else ""
-            raise MapError(f"the variable '{name}' is not set{said}", hint=f"--set {name}=N")
+            raise UnsetVariable(f"the variable '{name}' is not set{said}", hint=f"--set {name}=N")
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -99,20 +107,26 @@ def match(
         dropped += made.dropped
         reasons |= made.reasons
         used |= {module.name} if made.rows else set()
-    targets = [target for row in rows for target in row.targets]
+    targets = dict.fromkeys(target for row in rows for target in row.targets)
     for fill in recipe.fills:
         if fill.side == 1:
             for target in targets:
                 values = fill.beside.match(target)
-                if values is not None:
-                    fills.append(Fill(fill.template.write(values), fill.value, target, None, fill.name))
+                if values is None:
+                    continue
+                name, copy = fill.template.write(values), None if fill.copy is None else fill.copy.write(values)
+                if copy is None or (copy in targets and name not in targets):
+                    fills.append(Fill(name, fill.value, target, None, fill.name, copy))
                     used.add(fill.name)
-        else:
+        elif fill.copy is None:
             for name in list(names):
                 if fill.template.match(name) is not None:
                     names.pop(name)
                     dropped.append(name)
                     used.add(fill.name)
+    for glob, sentence in recipe.whys[0]:
+        matches = matcher([glob])
+        reasons |= {name: sentence for name in names if name not in reasons and matches(name)}
     return Matched(tuple(rows), tuple(dropped), tuple(fills), {name: reasons.get(name, "") for name in names}, frozenset(used))
 
 

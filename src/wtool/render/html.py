@@ -27,7 +27,7 @@ table { border-collapse: collapse; width: 100%; margin: .8rem 0; font-variant-nu
 th { text-align: left; font-weight: 500; color: var(--soft); border-bottom: 1px solid var(--line);
   padding: .3rem .8rem .3rem 0; }
 td { padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
-td:first-child { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; white-space: normal;
+td:first-child, td.c { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; white-space: normal;
   overflow-wrap: anywhere; }
 tr.heading td { font-weight: 600; } tr.heading td:not(:first-child) { font-weight: 400; color: var(--soft); }
 .n { text-align: right; padding-right: 0; }
@@ -82,7 +82,7 @@ def _block(block: Block) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    kinds = [' class="n"' if column.number else "" for column in table.columns]
+    kinds = [' class="n"' if column.number else ' class="c"' if column.code else "" for column in table.columns]
     heads = "".join(f"<th{kind}>{_text(column.title)}</th>" for kind, column in zip(kinds, table.columns, strict=True))
     yield f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n"
     for row in table.rows:

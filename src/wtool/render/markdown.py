@@ -40,7 +40,8 @@ def _table(table: Table) -> str:
         first, *rest = row.cells
         mark = "**" if row.heading else ""
         name = f"{'&emsp;' * row.depth}{mark}{_code(first)}{mark}"
-        lines.append("| " + " | ".join((name, *map(_text, rest))) + " |")
+        cells = (_code(cell) if column.code else _text(cell) for column, cell in zip(table.columns[1:], rest, strict=True))
+        lines.append("| " + " | ".join((name, *cells)) + " |")
     return "\n".join(lines)
 
 

@@ -82,6 +82,8 @@ class _Page:
         for line, guide in zip(cells, guides, strict=True):
             line[0] = guide + line[0]
         heads = [self.safe(column.title) for column in table.columns]
+        if any(column.below for column in table.columns) and self.too_wide(heads, cells):
+            return self.folded(table, heads, cells, guides)
         widths = [max([columns(head), *(columns(line[i]) for line in cells)]) for i, head in enumerate(heads)]
         self.narrow(widths, [column.keep for column in table.columns])
         numbers = [column.number for column in table.columns]
@@ -98,6 +100,48 @@ class _Page:
                     text = self.paint(guide, "dim") + name + rest
             lines.append(f"  {text}\n")
         return "".join(lines)
+
+    def too_wide(self, heads: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
+        widths = [max(map(columns, column)) for column in zip(heads, *cells, strict=True)]
+        return self.width is not None and 2 + sum(widths) + _GAP * (len(widths) - 1) > self.width
+
+    def folded(self, table: Table, heads: list[str], cells: list[list[str]], guides: Sequence[str]) -> str:
+        """The table with two lines a row: what may stand below does, behind an arrow."""
+        upper = [at for at, column in enumerate(table.columns) if not column.below]
+        lower = [at for at, column in enumerate(table.columns) if column.below]
+        above = Table(tuple(table.columns[at] for at in upper), ())
+        widths = [max(columns(row[at]) for row in (heads, *cells)) for at in upper]
+        self.narrow(widths, [column.keep for column in above.columns])
+        numbers = [column.number for column in above.columns]
+        arrow = "→ " if self.unicode else "-> "
+        lines = [self.title(table.title), f"  {self.paint(self.line([heads[at] for at in upper], widths, numbers), 'dim')}\n"]
+        for index, (row, cell, guide) in enumerate(zip(table.rows, cells, guides, strict=True)):
+            text = self.line([cell[at] for at in upper], widths, numbers)
+            lines.append(f"  {self.paint(text, 'bold') if row.heading else text}\n")
+            under = self.under(guide, index + 1 < len(cells) and table.rows[index + 1].depth > row.depth)
+            below = [cell[at] for at in lower if cell[at]]
+            if below:
+                room = max(_LEAST, self.width - 4 - columns(under) - columns(arrow)) if self.width else None
+                for number, some in enumerate(self.packed(below, room)):
+                    mark = arrow if not number else " " * columns(arrow)
+                    lines.append(f"  {under}  {self.paint(mark + some, 'dim')}\n")
+        return "".join(lines)
+
+    def packed(self, pieces: Sequence[str], room: int | None) -> list[str]:
+        """The pieces on as few lines as have room for them."""
+        lines = [pieces[0]]
+        for piece in pieces[1:]:
+            joined = f"{lines[-1]}  {piece}"
+            if room is None or columns(joined) <= room:
+                lines[-1] = joined
+            else:
+                lines.append(piece)
+        return [line if room is None else self.fit(line, room) for line in lines]
+
+    def under(self, guide: str, parent: bool) -> str:
+        """What stands below a row's guide: its line goes on if it has later sisters, or children."""
+        on = guide.replace(self.guides[1], self.guides[0]).replace(self.guides[2], self.guides[3])
+        return on + (self.guides[0] if parent else "")
 
     def line(self, cells: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> str:
         shown = []

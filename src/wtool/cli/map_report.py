@@ -1,0 +1,243 @@
+"""The recipes, the kinds of layers, and the check of a recipe as reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wtool.errors import NotFoundError
+from wtool.maps.kinds import LAYOUTS, Kind, shipped
+from wtool.maps.library import file_text, load, names, source_text, turned_name
+from wtool.maps.recipe import Recipe, used_variables
+from wtool.maps.table import mapped_blocks, mapped_data
+from wtool.report import Block, Column, Facts, Note, Report, Row, Table, printable
+
+if TYPE_CHECKING:
+    from wtool.cli.map_check import Checked
+
+_FEW = 12  # keys named on a line for people
+
+
+def list_report() -> Report:
+    """The shipped recipes."""
+    recipes = [load(name) for name in names()]
+    data = {"recipes": [{"name": r.name, "backwards": turned_name(r.name), **_outline(r)} for r in recipes]}
+    columns = (Column("recipe", code=True), Column("backwards", code=True), Column("layouts"), Column("about", below=True))
+    rows = tuple(Row((r.name, turned_name(r.name), " -> ".join(_layouts(r)), r.about)) for r in recipes)
+    note = Note("wtool convert SRC DST --map RECIPE; wtool map show RECIPE prints one to start your own from")
+    return Report("wtool.map-list/1", f"{len(recipes)} recipes, each for both directions", data, (Table(columns, rows), note))
+
+
+def kinds_report() -> Report:
+    """The kinds of layers that come with wtool."""
+    kinds = shipped()
+    data = {
+        "kinds": [
+            {
+                "name": kind.name,
+                "about": kind.about,
+                "inferred": not kind.explicit,
+                "vars": dict(kind.vars),
+                "leaves": [
+                    {
+                        "names": {layout: list(found) for layout, found in leaf.names.items()},
+                        "ops": {layout: list(found) for layout, found in leaf.ops.items()},
+                        "shape": None if leaf.shape is None else list(leaf.shape),
+                        "optional": leaf.optional,
+                    }
+                    for leaf in kind.leaves
+                ],
+            }
+            for kind in kinds.values()
+        ]
+    }
+    columns = (Column("kind", code=True), *(Column(layout, code=True) for layout in LAYOUTS))
+    rows = [row for kind in kinds.values() for row in _leaves(kind)]
+    notes = (
+        Note("A module rule without kind = takes the kind that the names and shapes of its tensors say."),
+        Note("Operations lead from torch; backwards they are undone. A leaf in brackets may be missing."),
+    )
+    return Report("wtool.map-kinds/1", f"{len(kinds)} kinds of layers", data, (Table(columns, tuple(rows)), *notes))
+
+
+def _leaves(kind: Kind) -> Iterable[Row]:
+    said = kind.about + (" (never inferred)" if kind.explicit else "")
+    yield Row((kind.name, *("" for _ in LAYOUTS)), heading=True)
+    if said:
+        yield Row((said, *("" for _ in LAYOUTS)), depth=1)
+    for number, leaf in enumerate(kind.leaves, 1):
+        cells = []
+        for layout in LAYOUTS:
+            text = " + ".join(leaf.names.get(layout, ())) or "-"
+            ops = "; ".join(leaf.ops.get(layout, ()))
+            text = f"[{text}]" if leaf.optional and text != "-" else text
+            cells.append(f"{text}: {ops}" if ops else text)
+        yield Row((f"{number}" if leaf.shape is None else "[" + " ".join(leaf.shape) + "]", *cells), depth=1)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A recipe's TOML, and whether its name asks for it backwards. `text` says so in a comment."""
+
+    name: str
+    written: str
+    toml: str
+    recipe: Recipe
+
+    @property
+    def backwards(self) -> bool:
+        return self.recipe.turned
+
+    @property
+    def text(self) -> str:
+        head = f"# {self.name} is this recipe, {self.written}, read backwards.\n" if self.backwards else ""
+        return head + "".join(printable(line.replace("\t", "    ")) + "\n" for line in self.toml.splitlines())
+
+
+def shown_source(name: str) -> Shown:
+    """A shipped recipe or one in a file, as it is written. RecipeError if it is none."""
+    recipe = load(name)
+    if recipe.path is not None:
+        return Shown(name, recipe.name, file_text(name), recipe)
+    written = turned_name(name) if recipe.turned else name
+    if written not in names():
+        raise NotFoundError(f"there is no recipe '{name}'")
+    return Shown(name, written, source_text(written), recipe)
+
+
+def show_report(shown: Shown) -> Report:
+    recipe = shown.recipe
+    data = {
+        "name": recipe.name,
+        "path": recipe.path,
+        "written_as": shown.written,
+        "backwards": shown.backwards,
+        **_outline(recipe),
+        "drop": {name: list(globs) for (name, _), globs in zip(recipe.sides, recipe.drop, strict=True)},
+        "rules": _rules(recipe),
+        "toml": shown.toml,
+    }
+    columns = (Column("rule"), Column("from", code=True), Column("to", code=True), Column("kind or operations"))
+    rows = tuple(
+        Row((rule["rule"], ", ".join(rule["from"]), ", ".join(rule["to"]), rule.get("kind") or "; ".join(rule["ops"])))
+        for rule in data["rules"]
+    )
+    notes = tuple(Note(note) for note in recipe.notes)
+    return Report("wtool.map-show/1", recipe.name, data, (_facts(recipe), Table(columns, rows), *notes))
+
+
+def check_report(found: Checked) -> Report:
+    """Exit code 1 if the recipe does not fit the checkpoint."""
+    recipe, resolved = found.recipe, found.resolved
+    done = () if resolved is None else (resolved,)
+    mapped = mapped_data(done)
+    fault = found.fault
+    data: dict[str, Any] = {
+        "recipe": recipe.name,
+        "path": recipe.path,
+        **_outline(recipe),
+        "on": found.on,
+        "like": found.like,
+        "fits": found.fits,
+        "fault": None if fault is None else {"code": fault.code, "message": fault.message, "hint": fault.hint},
+        "leads_back": None if resolved is None or fault is not None else found.back is None,
+        "doubts": list(found.doubts),
+        "unmatched": list(found.unmatched),
+        **{name: mapped[name] for name in ("map", "dropped", "filled", "unused")},
+    }
+    if found.on is None:
+        said = "is a recipe"
+    else:
+        said = f"{'fits' if found.fits else 'does not fit'} {found.on}"
+    blocks: list[Block] = [_facts(recipe)]
+    if resolved is not None:
+        blocks += mapped_blocks(done)
+        blocks.append(_outcome(data, found))
+    if fault is not None:
+        blocks.append(Note(f"it does not fit: {fault.message}", "danger"))
+        if fault.hint:
+            blocks.append(Note(f"hint: {fault.hint}"))
+    blocks += [Note(doubt, "danger" if found.strict else "warning") for doubt in found.doubts]
+    blocks += [Note(f"note: {note}") for note in recipe.notes]
+    return Report("wtool.map-check/1", f"{recipe.name} {said}", data, tuple(blocks), exit_code=int(found.fits is False))
+
+
+def _outcome(data: Mapping[str, Any], found: Checked) -> Facts:
+    exact = [row["exact"] for row in data["map"]]
+    counts = [f"{exact.count(kind):,} {kind}" for kind in ("exact", "function", "lossy") if kind in exact]
+    rows = [("mapped", ", ".join(counts) or "nothing")]
+    dropped = [key for key in data["dropped"] if key not in set(found.unmatched)]
+    keys = (("dropped", dropped), ("filled", data["filled"]), ("unmatched", data["unmatched"]), ("unused", data["unused"]))
+    for word, some in keys:
+        if some:
+            more = f" and {len(some) - _FEW:,} more" if len(some) > _FEW else ""
+            rows.append((word, f"{len(some):,}: {', '.join(some[:_FEW])}{more}"))
+    if data["leads_back"]:
+        rows.append(("backwards", f"all {found.came_back:,} mapped keys come back, with their shapes"))
+    return Facts(tuple(rows))
+
+
+def _facts(recipe: Recipe) -> Facts:
+    rows = [("about", recipe.about or "-")]
+    rows.append(("sides", " -> ".join(f"{name} ({layout})" for name, layout in recipe.sides)))
+    counts = (("module", recipe.modules), ("tensor", recipe.tensors), ("fill", recipe.fills))
+    rows.append(("rules", ", ".join(f"{len(rules)} {word}" for word, rules in counts if rules)))
+    given = []
+    for name in _variables(recipe):
+        value = recipe.vars.get(name)
+        if isinstance(value, int) or (isinstance(value, str) and value.startswith("$")):
+            given.append(f"{name} = {value}")
+        else:
+            rows.append(("must be set", f"{name}: {value or 'the recipe does not say what it is'}"))
+    return Facts((*rows, *((("variables", ", ".join(given)),) if given else ())))
+
+
+def _outline(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "about": recipe.about,
+        "sides": [{"name": name, "layout": layout} for name, layout in recipe.sides],
+        "vars": _variables(recipe),
+        "notes": list(recipe.notes),
+    }
+
+
+def _variables(recipe: Recipe) -> dict[str, int | str | None]:
+    """Name -> number; or, for one that must be set, the text that says what it is, None without one. References resolved."""
+    found: dict[str, int | str | None] = {}
+    for name in dict.fromkeys([*recipe.vars, *used_variables(recipe)]):
+        value: int | str | None = recipe.vars.get(name)
+        seen = {name}
+        while isinstance(value, str) and value.startswith("$") and value[1:] not in seen:
+            seen.add(value[1:])
+            value = recipe.vars.get(value[1:])
+        found[name] = value
+    return found
+
+
+def _rules(recipe: Recipe) -> list[dict[str, Any]]:
+    tensors = [
+        {
+            "rule": "tensor",
+            "from": [template.source for template in rule.sides[0]],
+            "to": [template.source for template in rule.sides[1]],
+            "ops": list(rule.ops),
+        }
+        for rule in recipe.tensors
+    ]
+    modules = [
+        {
+            "rule": "module",
+            "from": [rule.sides[0].source],
+            "to": [rule.sides[1].source],
+            "kind": rule.kind,
+            "flatten": list(rule.flatten),
+            "ops": [],
+        }
+        for rule in recipe.modules
+    ]
+    return [*tensors, *modules]
+
+
+def _layouts(recipe: Recipe) -> list[str]:
+    return [layout for _, layout in recipe.sides]
