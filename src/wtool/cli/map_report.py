@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wtool.errors import NotFoundError
-from wtool.maps.kinds import LAYOUTS, Kind, shipped
+from wtool.maps.kinds import HUB, Kind, shipped
 from wtool.maps.library import file_text, load, names, source_text, turned_name
 from wtool.maps.recipe import Recipe, used_variables
 from wtool.maps.table import mapped_blocks, mapped_data
@@ -52,28 +52,32 @@ def kinds_report() -> Report:
             for kind in kinds.values()
         ]
     }
-    columns = (Column("kind", code=True), *(Column(layout, code=True) for layout in LAYOUTS))
-    rows = [row for kind in kinds.values() for row in _leaves(kind)]
+    rows = [row for kind in kinds.values() for row in _layouts_of(kind)]
     notes = (
         Note("A module rule without kind = takes the kind that the names and shapes of its tensors say."),
-        Note("Operations lead from torch; backwards they are undone. A leaf in brackets may be missing."),
+        Note("A tensor with ? may be missing. In parentheses: operations, which lead from torch; backwards they are undone."),
     )
-    return Report("wtool.map-kinds/1", f"{len(kinds)} kinds of layers", data, (Table(columns, tuple(rows)), *notes))
+    table = Table((Column("kind", code=True), Column("tensors", below=True)), tuple(rows))
+    return Report("wtool.map-kinds/1", f"{len(kinds)} kinds of layers", data, (table, *notes))
 
 
-def _leaves(kind: Kind) -> Iterable[Row]:
-    said = kind.about + (" (never inferred)" if kind.explicit else "")
-    yield Row((kind.name, *("" for _ in LAYOUTS)), heading=True)
-    if said:
-        yield Row((said, *("" for _ in LAYOUTS)), depth=1)
-    for number, leaf in enumerate(kind.leaves, 1):
-        cells = []
-        for layout in LAYOUTS:
-            text = " + ".join(leaf.names.get(layout, ())) or "-"
+def _layouts_of(kind: Kind) -> Iterable[Row]:
+    """The kind, and a row for all layouts that name its tensors alike."""
+    yield Row((kind.name, kind.about + (" (never inferred)" if kind.explicit else "")), heading=True)
+    found: dict[str, list[str]] = {}
+    for layout in kind.layouts():
+        said = []
+        for leaf in kind.leaves:
+            if layout not in leaf.names:
+                continue
+            text = " + ".join(leaf.names[layout]) + ("?" if leaf.optional else "")
+            if layout == HUB and leaf.shape is not None:
+                text += " [" + " ".join(leaf.shape) + "]"
             ops = "; ".join(leaf.ops.get(layout, ()))
-            text = f"[{text}]" if leaf.optional and text != "-" else text
-            cells.append(f"{text}: {ops}" if ops else text)
-        yield Row((f"{number}" if leaf.shape is None else "[" + " ".join(leaf.shape) + "]", *cells), depth=1)
+            said.append(f"{text} ({ops})" if ops else text)
+        found.setdefault(", ".join(said), []).append(layout)
+    for tensors, layouts in found.items():
+        yield Row((", ".join(layouts), tensors), depth=1)
 
 
 @dataclass(frozen=True)
