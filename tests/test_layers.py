@@ -26,7 +26,7 @@ FAMILIES = {
     "formats": UP_TO_ADAPTER | {"kernels"},
     "kernels": {"dtypes", "errors"},
     "ops": {"errors", "dtypes", "keys", "report", "tensor", "checkpoint", "kernels", "maps"},
-    "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "checkpoint", "kernels"},
+    "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "checkpoint", "kernels"},
     "render": {"report"},
     "maps": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
 }
@@ -36,10 +36,11 @@ SHARED = {
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast"},
     "ops": {"select", "rename", "cast"},
-    "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats"},
+    "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats", "align", "compare", "diff"},
     "render": {"text", "json", "markdown", "html"},
     "maps": {
         "step",
+        "shapes",
         "arrangements",
         "values",
         "steps",
