@@ -222,7 +222,8 @@ class _Place:
 
     def _fault(self, kind: Kind, present: list[str]) -> str:
         """Why this module is not of a kind; empty if it is. `present` are keys that the kind must account for."""
-        claimed: dict[str, Leaf] = {}
+        claimed: set[str] = set()
+        met: list[Leaf] = []
         for leaf in kind.leaves:
             keys = self._keys(leaf)
             if keys is None:
@@ -230,11 +231,12 @@ class _Place:
             here = [key for key in keys if key in self.names]
             if len(here) != len(keys) and (here or not leaf.optional):
                 return _OTHER
-            claimed.update(dict.fromkeys(here, leaf))
-        if not claimed or not set(present) <= claimed.keys():
+            claimed.update(here)
+            met += [leaf] if here else []
+        if not claimed.issuperset(present) or not met:
             return _OTHER
         sizes: dict[str, int] = {}
-        for leaf in dict.fromkeys(claimed.values()):
+        for leaf in met:
             fault = self._misshapen(kind, leaf, sizes)
             if fault:
                 return fault
