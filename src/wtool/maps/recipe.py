@@ -14,7 +14,9 @@ from wtool.maps.kinds import LAYOUTS, Kind, kinds, shipped, substituted, variabl
 from wtool.maps.rules import AliasRule as AliasRule
 from wtool.maps.rules import FillRule as FillRule
 from wtool.maps.rules import ModuleRule as ModuleRule
+from wtool.maps.rules import ShapeRule as ShapeRule
 from wtool.maps.rules import TensorRule as TensorRule
+from wtool.maps.shapes import check_axes
 from wtool.maps.steps import parse_step
 from wtool.maps.templates import Template, paired, parse
 
@@ -27,7 +29,9 @@ _TOP = {
     "vars",
     "names",
     "drop",
+    "why",
     "fill",
+    "shape",
     "alias",
     "module",
     "tensor",
@@ -40,7 +44,10 @@ _UNMATCHED = ("error", "keep", "drop")
 
 @dataclass(frozen=True)
 class Recipe:
-    """`sides` are (name, layout), the source first; `turned` says that this is the written recipe read backwards."""
+    """`sides` are (name, layout), the source first; `turned` says that this is the written recipe read backwards.
+
+    `whys` are (glob, sentence) by side: why a key that no rule takes has no partner.
+    """
 
     name: str
     sides: tuple[tuple[str, str], tuple[str, str]]
@@ -48,7 +55,9 @@ class Recipe:
     notes: tuple[str, ...] = ()
     vars: Mapping[str, int | str] = field(default_factory=dict)
     drop: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    whys: tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = ((), ())
     fills: tuple[FillRule, ...] = ()
+    shapes: tuple[ShapeRule, ...] = ()
     aliases: tuple[AliasRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     modules: tuple[ModuleRule, ...] = ()
@@ -63,7 +72,9 @@ class Recipe:
             self,
             sides=(self.sides[1], self.sides[0]),
             drop=(self.drop[1], self.drop[0]),
+            whys=(self.whys[1], self.whys[0]),
             fills=tuple(replace(fill, side=1 - fill.side) for fill in self.fills),
+            shapes=tuple(replace(shape, side=1 - shape.side) for shape in self.shapes),
             aliases=tuple(replace(alias, side=1 - alias.side) for alias in self.aliases),
             tensors=tuple(replace(rule, sides=rule.sides[::-1], when=rule.when[::-1]) for rule in self.tensors),
             modules=tuple(replace(rule, sides=(rule.sides[1], rule.sides[0])) for rule in self.modules),
@@ -84,7 +95,9 @@ class Recipe:
             notes=(*self.notes, *(note for note in other.notes if note not in self.notes)),
             vars={**other.vars, **self.vars},
             drop=(self.drop[0] + other.drop[0], self.drop[1] + other.drop[1]),
+            whys=(self.whys[0] + other.whys[0], self.whys[1] + other.whys[1]),
             fills=self.fills + other.fills,
+            shapes=self.shapes + other.shapes,
             aliases=self.aliases + other.aliases,
             tensors=self.tensors + other.tensors,
             modules=self.modules + other.modules,
@@ -124,6 +137,7 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
         notes=tuple(_text(note, "a note") for note in _list(table.get("notes", []), "notes")),
         vars=_vars(table.get("vars", {})),
         drop=_drops(table.get("drop", {}), sides),
+        whys=_whys(table.get("why", {}), sides),
         kinds=kinds(_table(table.get("kind", {}), "kind"), shipped()),
         unmatched=unmatched,
     )
@@ -137,7 +151,8 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
     )
     fills = tuple(_fill(n, rule, names, words, seps) for n, rule in enumerate(_list(table.get("fill", []), "fill"), 1))
     aliases = tuple(_alias(n, rule, names, words, seps) for n, rule in enumerate(_list(table.get("alias", []), "alias"), 1))
-    recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills, aliases=aliases)
+    shapes = tuple(_shape(n, rule, names, words, seps) for n, rule in enumerate(_list(table.get("shape", []), "shape"), 1))
+    recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills, shapes=shapes, aliases=aliases)
     for other in _list(table.get("extends", []), "extends"):
         from wtool.maps.library import shipped_recipe
 
@@ -200,6 +215,20 @@ def _drops(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...
                 matcher([glob])
             except Exception as error:
                 raise RecipeError(str(error)) from None
+    return found[0], found[1]
+
+
+def _whys(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    table = _table(value, "why")
+    names = [name for name, _ in sides]
+    odd = next((name for name in table if name not in names), None)
+    if odd is not None:
+        raise RecipeError(f"[why] names a side '{odd}'", hint="the sides are " + " and ".join(names))
+    found = []
+    for name in names:
+        said = _table(table.get(name, {}), f"why.{name}")
+        _drops({name: list(said)}, sides)
+        found.append(tuple((glob, _text(sentence, f"why.{name}")) for glob, sentence in said.items()))
     return found[0], found[1]
 
 
@@ -283,7 +312,7 @@ def _module(
 def _fill(
     number: int, table: Any, names: tuple[str, str], words: Sequence[Mapping[str, list[str]]], seps: Sequence[str]
 ) -> FillRule:
-    table = _rule("fill", number, table, {*names, "value", "beside"})
+    table = _rule("fill", number, table, {*names, "value", "beside", "copy"})
     side = next((index for index, name in enumerate(names) if name in table), None)
     if side is None or "beside" not in table:
         raise RecipeError(f"fill rule {number} needs a side and 'beside', the key whose shape it takes")
@@ -295,7 +324,29 @@ def _fill(
     value = table.get("value", 0)
     if not isinstance(value, (int, float)):
         raise RecipeError(f"fill rule {number}: the value is {value!r}")
-    return FillRule(f"fill rule {number} ({template.source})", side, template, beside, value)
+    copy = None
+    if "copy" in table:
+        if "value" in table:
+            raise RecipeError(f"fill rule {number} has a value and 'copy': one of them")
+        copy = parse(_text(table["copy"], "copy"), words[side], seps[side])
+        odd = set(copy.slots) - set(beside.slots)
+        if odd:
+            raise RecipeError(f"fill rule {number}: the slot '{{{min(odd)}}}' is not in '{beside.source}'")
+    return FillRule(f"fill rule {number} ({template.source})", side, template, beside, value, copy)
+
+
+def _shape(
+    number: int, table: Any, names: tuple[str, str], words: Sequence[Mapping[str, list[str]]], seps: Sequence[str]
+) -> ShapeRule:
+    table = _rule("shape", number, table, {*names, "shape", "wrong"})
+    side = next((index for index, name in enumerate(names) if name in table), None)
+    if side is None or "shape" not in table or len(set(names) & set(table)) != 1:
+        raise RecipeError(f"shape rule {number} needs one side and 'shape'")
+    template = parse(_text(table[names[side]], f"the side of shape rule {number}"), words[side], seps[side])
+    axes = _text(table["shape"], f"the shape of shape rule {number}")
+    check_axes(axes)
+    wrong = _text(table["wrong"], f"wrong of shape rule {number}") if "wrong" in table else None
+    return ShapeRule(f"shape rule {number} ({template.source})", side, template, axes, wrong)
 
 
 def _alias(
@@ -353,6 +404,7 @@ def _flag(table: Mapping[str, Any], name: str) -> bool:
 def used_variables(recipe: Recipe) -> list[str]:
     """Every variable that its rules name, in their order."""
     texts = [op for rule in recipe.tensors for op in rule.ops]
+    texts += [rule.axes for rule in recipe.shapes]
     for rule in recipe.modules:
         texts += [*rule.flatten, *(str(value) for value in rule.values.values())]
         if rule.kind is not None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from wtool import views
 from wtool.checkpoint import Checkpoint
 from wtool.dtypes import dtype
-from wtool.errors import KeyClashError, MapError
+from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.maps.kinds import joined
 from wtool.maps.like import Template, fit
-from wtool.maps.match import Fill, Matched, Row, match
+from wtool.maps.match import Fill, Matched, Row, Variables, match
 from wtool.maps.names import recipe_names, written_key
 from wtool.maps.recipe import ModuleRule, Recipe, TensorRule, used_variables
+from wtool.maps.shapes import Sizes, check_shapes
 from wtool.maps.step import Step, Wanted
 from wtool.maps.steps import chain
 from wtool.tensor import LazyTensor, Shape
@@ -89,12 +90,18 @@ def resolve(
     try:
         matched = match(recipe, tensors, given, None if like is None else like.shapes)
         if matched.left and policy == "error":
-            raise _unmatched(recipe, matched.left)
+            raise _unmatched(
+                recipe, matched.left, _of_other_side(recipe, checkpoint, given, full_names or {}, len(matched.left))
+            )
+        sizes: Sizes = {}
+        variables = Variables(recipe, given)
+        check_shapes(recipe.shapes, 0, tensors, variables, sizes)
         made, rows = _made(matched, tensors, None if like is None else like.shapes)
         kept = {name: _kept_name(name, source, target) for name in matched.left} if policy == "keep" else {}
         for name, onto in kept.items():
             _claim(made, onto, tensors[name].renamed(onto), name)
             rows.append(_kept(name, onto, tensors[name].shape))
+        check_shapes(recipe.shapes, 1, made, variables, sizes)
         filled = _filled(matched.fills, made)
         if not rows:
             raise MapError(f"no rule of '{recipe.name}' matches a key", hint=_first(tensors))
@@ -194,10 +201,13 @@ def _filled(fills: Sequence[Fill], made: dict[str, LazyTensor]) -> list[str]:
     for fill in fills:
         if fill.target in made:
             continue
+        done.append(fill.target)
+        if fill.copy is not None:
+            made[fill.target] = made[fill.copy].renamed(fill.target)
+            continue
         beside = None if fill.beside is None else made[fill.beside]
         row = dtype(fill.dtype) if fill.dtype is not None else beside.dtype if beside is not None else dtype("f32")
         made[fill.target] = views.filled(fill.target, row, () if beside is None else beside.shape, fill.value)
-        done.append(fill.target)
     return done
 
 
@@ -240,13 +250,36 @@ def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _unmatched(recipe: Recipe, left: Mapping[str, str]) -> MapError:
-    names = list(left)
+def _unmatched(recipe: Recipe, left: Mapping[str, str], likely: str | None) -> MapError:
+    names = sorted(left, key=lambda name: not left[name])
     reason = next((reason for reason in left.values() if reason), "")
     shown = ", ".join(f"'{name}'" for name in names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
-    hint = _loosened(recipe, names[0]) or "--unmatched keep takes them over as they are, --unmatched drop leaves them out"
+    hint = likely or _loosened(recipe, names[0])
+    hint = hint or "--unmatched keep takes them over as they are, --unmatched drop leaves them out"
     many = f"{len(names)} keys match" if len(names) != 1 else "a key matches"
     return MapError(f"{many} no rule of '{recipe.name}': {shown}{_because(reason)}", hint=hint)
+
+
+def _of_other_side(
+    recipe: Recipe, checkpoint: Checkpoint, given: Mapping[str, int], full_names: Mapping[str, str], left: int
+) -> str | None:
+    """A hint where the recipe would do better the other way round."""
+    from wtool.maps.library import names as shipped
+    from wtool.maps.library import turned_name
+
+    turned = recipe.reverse()
+    numbers = {**dict.fromkeys([*recipe.vars, *used_variables(recipe)], 1), **given}
+    try:
+        names = recipe_names(checkpoint, turned.sides[0][1], full_names)
+        back = match(turned, {turned.real(name, 0): checkpoint[key] for key, name in names.items()}, numbers)
+    except WtoolError:
+        return None
+    if not back.rows or len(back.left) >= left:
+        return None
+    asked = recipe.path is None and recipe.name not in shipped()  # a shipped recipe by its turned name
+    ways = "--reverse" if recipe.path is not None else f"--map {turned_name(recipe.name)}, or --reverse"
+    ways = "leave --reverse out" if recipe.turned != asked else ways
+    return f"its keys are those of the other side, '{turned.sides[0][0]}': {ways}"
 
 
 def _loosened(recipe: Recipe, name: str) -> str | None:

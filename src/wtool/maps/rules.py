@@ -40,13 +40,28 @@ class ModuleRule:
 
 @dataclass(frozen=True)
 class FillRule:
-    """A key of `side` (0 or 1) that has no partner: made with `value`, of the shape and dtype of the key `beside` it."""
+    """A key of `side` (0 or 1) that has no partner: made with `value`, of the shape and dtype of the key `beside` it.
+
+    With `copy` it is made only where no rule makes it, as another name of that key, which must be there as well as `beside`.
+    """
 
     name: str
     side: int
     template: Template
     beside: Template
     value: float
+    copy: Template | None = None
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """What a key of `side` (0 or 1) must look like, see maps.shapes; `wrong` says what it means if it does not."""
+
+    name: str
+    side: int
+    template: Template
+    axes: str
+    wrong: str | None = None
 
 
 @dataclass(frozen=True)
