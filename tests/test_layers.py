@@ -36,8 +36,8 @@ SHARED = {
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast"},
     "ops": {"select", "rename", "cast"},
-    "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats", "align", "compare", "diff"},
-    "render": {"text", "json", "markdown", "html"},
+    "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats", "align", "compare", "diff", "diff_report"},
+    "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {
         "step",
         "shapes",

@@ -59,7 +59,8 @@ def gather(boxes: Sequence[Box], start: Shape, out: Array) -> None:
             continue
         where = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
         inside = sum((a - s) * stride for a, s, stride in zip(low, box.start, box.strides, strict=True))
-        part, strides = out[(*where, ...)], box.strides  # the ellipsis: of no axes, a view and not the number
+        index: tuple[Any, ...] = (*where, ...)  # the ellipsis: of no axes, a view and not the number
+        part, strides = out[index], box.strides
         if min(strides, default=0) < 0:  # read it forwards
             inside += sum((n - 1) * stride for n, stride in zip(part.shape, strides, strict=True) if stride < 0)
             part = part[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in strides)]

@@ -201,3 +201,30 @@ def _bits(states: int) -> list[int]:
         found.append(low.bit_length() - 1)
         states ^= low
     return found
+
+
+def pattern(key: str) -> str:
+    """The key with every number as `#`: equal for the same tensor of repeated layers."""
+    return _NUMBER.sub("#", key)
+
+
+def merged(keys: Sequence[str]) -> str:
+    """Keys of one pattern as one: `layers.{0-11}.weight`; numbers that leave gaps are listed, `{0,2,5-9}`."""
+    rows = [_NUMBER.split(key) for key in keys]
+    said = ""
+    for place, text in enumerate(rows[0]):
+        values = sorted({row[place] for row in rows}, key=natural)
+        said += text if len(values) == 1 else "{" + ",".join(_runs(values)) + "}"
+    return said
+
+
+def _runs(numbers: Sequence[str]) -> list[str]:
+    """Numbers in rising order, neighbours as `first-last`."""
+    found: list[list[str]] = []
+    for text in numbers:
+        last = found[-1][-1] if found else ""
+        if last and len(text) < 19 and int(text) == int(last) + 1:
+            found[-1] = [found[-1][0], text]
+        else:
+            found.append([text])
+    return ["-".join(run) for run in found]

@@ -59,6 +59,16 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True)
+class Heat:
+    """A grid of quantities from 0 up, drawn as shades; None is a place where there is nothing. `rows` and `columns` are labels."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A sentence. `level`: "info", "good", "warning" or "danger"."""
 
@@ -66,7 +76,7 @@ class Note:
     level: str = "info"
 
 
-Block = Facts | Table | Bars | Note
+Block = Facts | Table | Bars | Heat | Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import typer
 
 from wtool.cli.console import ClosedPipe, Console, show_error
 from wtool.cli.convert import convert
+from wtool.cli.diff import diff
 from wtool.cli.inspect import inspect
 from wtool.cli.map import application as mapping
 from wtool.errors import UsageError, WtoolError
@@ -56,6 +57,7 @@ def application() -> typer.Typer:
     app.callback()(_root)
     app.command("inspect", context_settings=_HELP)(inspect)
     app.command("convert", context_settings=_HELP)(convert)
+    app.command("diff", context_settings=_HELP)(diff)
     app.add_typer(mapping(_HELP), name="map")
     return app
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from wtool.report import Bars, Block, Facts, Note, Report, Table, printable
+from wtool.render.heat import STEPS, levels
+from wtool.report import Bars, Block, Facts, Heat, Note, Report, Table, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #66707c; --line: #e3e7eb; --paper: #fff; --back: #f4f6f8;
@@ -32,6 +33,11 @@ td:first-child, td.c { font-family: ui-monospace, "SF Mono", Menlo, Consolas, mo
 tr.heading td { font-weight: 600; } tr.heading td:not(:first-child) { font-weight: 400; color: var(--soft); }
 .n { text-align: right; padding-right: 0; }
 .bar { display: block; height: .8em; background: var(--accent); border-radius: 3px; min-width: 1px; }
+table.heat { width: auto; } table.heat th { padding: 0 .5rem 0 0; border: 0; font-size: .8em; }
+table.heat thead th { height: 9rem; vertical-align: bottom; padding: 0; }
+table.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
+table.heat td { width: 1.5rem; min-width: 1.5rem; height: 1.1rem; padding: 0; border: 1px solid var(--paper); }
+td.h { background: color-mix(in oklab, var(--accent) var(--h), var(--back)); }
 p { margin: .4rem 0; } .warning { color: var(--warn); } .danger { color: var(--danger); font-weight: 600; }
 .good { color: var(--good); }
 """
@@ -77,8 +83,23 @@ def _block(block: Block) -> Iterator[str]:
             bar = f'<span class="bar" style="width:{max(0, 100 * quantity / most):.1f}%"></span>'
             yield f'<tr><td>{_text(name)}</td><td class="n">{_text(shown)}</td><td style="width:60%">{bar}</td></tr>\n'
         yield "</table>\n"
+    elif isinstance(block, Heat):
+        yield from _heat(block)
     else:
         yield from _table(block)
+
+
+def _heat(heat: Heat) -> Iterator[str]:
+    heads = "".join(f'<th scope="col"><span>{_text(name)}</span></th>' for name in heat.columns)
+    yield f'<table class="heat">\n<thead><tr><th></th>{heads}</tr></thead>\n<tbody>\n'
+    for name, row, shades in zip(heat.rows, heat.cells, levels(heat), strict=True):
+        cells = ""
+        for column, cell, shade in zip(heat.columns, row, shades, strict=True):
+            said = "" if cell is None else _text(f"{name}.{column}: {cell:.3g}")
+            full = 100 * (shade or 0) // STEPS
+            cells += "<td></td>" if cell is None else f'<td class="h" style="--h:{full}%" title="{said}"></td>'
+        yield f'<tr><th scope="row">{_text(name)}</th>{cells}</tr>\n'
+    yield "</tbody>\n</table>\n"
 
 
 def _table(table: Table) -> Iterator[str]:

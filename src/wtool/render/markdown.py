@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from wtool.report import Bars, Block, Facts, Note, Report, Table, printable
+from wtool.render.heat import lines
+from wtool.report import Bars, Block, Facts, Heat, Note, Report, Table, printable
 
 _SIGNS = {"good": "✅ ", "warning": "⚠️ **warning:** ", "danger": "⛔ **danger:** "}
 
@@ -28,6 +29,9 @@ def _block(block: Block) -> str:
     if isinstance(block, Bars):
         rows = [f"| {_text(name)} | {_text(shown)} |" for name, _, shown in block.rows]
         return title + "\n".join(("| | |", "|---|---:|", *rows))
+    if isinstance(block, Heat):
+        rows = [f"| {_code(name)} | {_code(bars)} | {most:.3g} |" for name, bars, most in lines(block)]
+        return title + "\n".join((f"| | {_text(f'{block.rows[0]} to {block.rows[-1]}')} | most |", "|---|---|---:|", *rows))
     return title + _table(block)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wtool.report import Bars, Block, Facts, Note, Report, Row, Table, printable
+from wtool.render.heat import lines
+from wtool.report import Bars, Block, Column, Facts, Heat, Note, Report, Row, Table, printable
 
 _RESET = "\x1b[0m"
 _STYLES = {
@@ -51,6 +52,8 @@ class _Page:
                 parts.append(self.table(block))
             elif isinstance(block, Bars):
                 parts.append(self.bars(block))
+            elif isinstance(block, Heat):
+                parts.append(self.heat(block))
             else:
                 parts.append(self.note(block))
             previous = block
@@ -200,6 +203,12 @@ class _Page:
             bar = ("█" if self.unicode else "#") * round(room * value / most)
             lines.append(f"  {pad(name, widest)}  {pad(self.safe(text), shown)}  {self.paint(bar, 'cyan')}".rstrip() + "\n")
         return "".join(lines)
+
+    def heat(self, heat: Heat) -> str:
+        rows = tuple(Row((name, bars, f"{most:.3g}")) for name, bars, most in lines(heat))
+        first, last = heat.rows[0], heat.rows[-1]
+        shades = Column(f"{first} to {last}" if self.width is None else f"{len(heat.rows)} layers", keep=True)
+        return self.table(Table((Column("", keep=True), shades, Column("most", number=True)), rows, heat.title))
 
     def note(self, note: Note) -> str:
         text = self.safe(note.text)
