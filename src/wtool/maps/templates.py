@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 from wtool.errors import RecipeError
 
@@ -21,8 +22,10 @@ Bindings = Mapping[str, object]  # slot -> number, part, tuple of parts, or the 
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:([+-][0-9]+)|(\*)|:(0[0-9]+)|:([^{}]+))?")
-_NUMBER = "0|[1-9][0-9]{0,17}"
+_NUMBER = "(?:0|[1-9][0-9]{0,17})"
 _PART = r"[^./]+"
+_LONGEST = 1000  # several parts within a part are tried in all ways: a power of the length
+_MOST_DIGITS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Slot:
     @property
     def pattern(self) -> str:
         if self.kind == "number":
-            return f"[0-9]{{{self.width},18}}" if self.width else _NUMBER
+            return f"(?:[0-9]{{{self.width}}}|[1-9][0-9]{{{self.width},17}})" if self.width else _NUMBER
         if self.kind == "word":
             return "|".join(map(re.escape, self.words))
         return _PART if self.kind == "part" else rf"{_PART}(?:[./]{_PART})*"
@@ -85,8 +88,8 @@ class Template:
         return re.compile(text, re.DOTALL)
 
     def match(self, key: str) -> Bindings | None:
-        """The slots' values, if this template writes exactly this key."""
-        found = self._regex.fullmatch(key)
+        """The slots' values, if this template writes exactly this key. One of more than 1000 characters is no model's."""
+        found = self._regex.fullmatch(key) if len(key) <= _LONGEST else None
         if found is None:
             return None
         values = {name: slot.value(found[name]) for name, slot in self.slots.items()}
@@ -129,6 +132,12 @@ def parse(source: str, tables: Mapping[str, Sequence[str]], separator: str = "."
     for part in parts:
         if isinstance(part, Slot) and kinds.setdefault(part.name, part) != part:
             raise RecipeError(f"'{source}' has two different slots '{part.name}'")
+    for one, two in pairwise(parts):
+        if isinstance(one, Slot) and isinstance(two, Slot) and "word" not in (one.kind, two.kind):
+            raise RecipeError(
+                f"'{source}': nothing stands between '{{{one.name}}}' and '{{{two.name}}}'",
+                hint="a key could be read in several ways; name the choices of one, as in {x:conv|bn}{i}",
+            )
     if sum(slot.kind == "path" for slot in kinds.values()) > 1:
         raise RecipeError(f"'{source}' has two slots of several parts", hint="a template may have one {name*}")
     return Template(source, tuple(parts), separator)
@@ -144,8 +153,12 @@ def _slot(text: str, source: str, tables: Mapping[str, Sequence[str]]) -> Slot:
     if star:
         return Slot(name, "path")
     if shift:
+        if len(shift) > 7:
+            raise RecipeError(f"'{source}': '{{{name}{shift[:7]}...}}' is shifted too far")
         return Slot(name, "number", shift=int(shift))
     if width:
+        if len(width) > 3 or int(width) > _MOST_DIGITS:
+            raise RecipeError(f"'{source}': '{{{text}}}' is too wide", hint=f"numbers have at most {_MOST_DIGITS} digits")
         return Slot(name, "number", width=int(width))
     if words is not None:
         if words in tables:
