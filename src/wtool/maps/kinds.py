@@ -20,7 +20,7 @@ _COLLECTION = "params"
 _LEAF = {"torch", "keras", "object", "flax", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
 _KIND = {"about", "words", "vars", "leaf", "explicit", "rare"}
 _LONG = 4  # letters of a word that is looked for inside other words
-_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_VARIABLE = re.compile(r"\$(\{)?([A-Za-z_][A-Za-z0-9_]*)(?(1)\})")  # $heads or ${heads}
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,12 @@ def _only(what: str, table: Mapping[str, Any], allowed: set[str]) -> None:
 
 def variables(text: str) -> list[str]:
     """The names of the variables in a text."""
-    return _VARIABLE.findall(text)
+    return [found[2] for found in _VARIABLE.finditer(text)]
 
 
 def substituted(text: str, values: Mapping[str, int] | None) -> str:
     """The text with its $variables filled in (None: with any number). KeyError names one that has no value."""
-    return _VARIABLE.sub(lambda found: str(1 if values is None else values[found[1]]), text)
+    return _VARIABLE.sub(lambda found: str(1 if values is None else values[found[2]]), text)
 
 
 def _filled(leaf: Leaf, values: Mapping[str, int]) -> Leaf:
@@ -180,7 +180,11 @@ def another(kind: Kind, layout: str, key: str) -> Mapping[str, int]:
     separator = re.escape(LAYOUTS[layout])
     for leaf in kind.leaves:
         for name in leaf.names.get(layout, ()):
-            pattern = _VARIABLE.sub(r"(?P<\1>[0-9]{1,4})", re.escape(name).replace(r"\$", "$"))
+            pattern, at = "", 0
+            for variable in _VARIABLE.finditer(name):
+                pattern += re.escape(name[at : variable.start()]) + f"(?P<{variable[2]}>[0-9]{{1,4}})"
+                at = variable.end()
+            pattern += re.escape(name[at:])
             found = re.search(rf"(?:^|{separator}){pattern}$", key) if "$" in name else None
             if found is not None:
                 return {variable: int(value) for variable, value in found.groupdict().items()}
