@@ -148,7 +148,7 @@ def _by_tensors(
 ) -> Iterator[Row]:
     """Rows of a tensor rule; takes their keys out of `names`."""
     condition = rule.when[0]
-    if condition is not None and not any(condition.match(name) for name in tensors):
+    if condition is not None and all(condition.match(name) is None for name in tensors):
         return
     sources, targets = rule.sides
     shared = set(targets[0].slots)
