@@ -55,6 +55,8 @@ class Values:
 def computed(key: str, tensors: Sequence[LazyTensor], function: Callable[..., Array]) -> LazyTensor:
     """An elementwise `function` of tensors of one shape and dtype; picklable if the function is."""
     first = tensors[0]
+    if not first.dtype.itemsize:
+        raise UnsupportedError(f"'{first.key}' is {first.dtype}, packed: it cannot be computed with")
     return LazyTensor.contiguous(key, first.dtype, first.shape, Values(tuple(tensors), function), 0)
 
 

@@ -184,7 +184,7 @@ class Concat(Step):
                 raise MapError(f"'{self.text}': {shown(first)} and {shown(tensor)} do not fit together")
         lengths = tuple(tensor.shape[axis] for tensor in tensors)
         if self.sizes and lengths != self.sizes:
-            raise MapError(f"'{self.text}': the parts have the sizes {' '.join(map(str, lengths))}")
+            raise MapError(f"'{self.text}': the parts ({shown(first)}, ...) have the sizes {' '.join(map(str, lengths))}")
         return [views.concat(first.key, tensors, axis)]
 
     def back(self) -> Step:

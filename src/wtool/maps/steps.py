@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from wtool.dtypes import dtype
 from wtool.errors import MapError, RecipeError, WtoolError
@@ -161,7 +162,11 @@ def _rearrange(text: str, rest: str) -> Step:
     odd = set(names[0]) ^ set(names[1])
     if odd:
         raise ValueError(f"'{min(odd)}' stands on one side only")
-    unused = {name for name, *_ in (*sizes, *guesses, *asked)} - set(names[0])
+    given_names = [name for name, *_ in (*sizes, *guesses, *asked)]
+    twice = next((name for name in given_names if given_names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the size of '{twice}' is given twice")
+    unused = set(given_names) - set(names[0])
     if unused:
         raise ValueError(f"there is no axis '{min(unused)}'")
     return Rearrange(text, *sides, tuple(sizes), tuple(guesses), tuple(asked))
@@ -179,11 +184,17 @@ def _groups(text: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _add(text: str, rest: str) -> Step:
-    return Add(text, float(rest))
+    number = float(rest)
+    if not isfinite(number):
+        raise ValueError("it takes a finite number")
+    return Add(text, number)
 
 
 def _cast(text: str, rest: str) -> Step:
-    return Cast(text, dtype(rest).name)
+    try:
+        return Cast(text, dtype(rest).name)
+    except WtoolError as error:
+        raise ValueError(error.message) from None
 
 
 _MAKERS: dict[str, Callable[[str, str], Step]] = {

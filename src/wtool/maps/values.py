@@ -158,6 +158,9 @@ class Add(Step):
     why: ClassVar[str] = "a number is added, with one rounding"
 
     def __call__(self, tensors: Tensors, wanted: Wanted) -> Tensors:
+        whole = next((tensor for tensor in tensors if not tensor.dtype.floating), None)
+        if whole is not None:
+            raise MapError(f"'{self.text}' takes floating values; {shown(whole)} is {whole.dtype}")
         return [views.computed(tensor.key, [tensor], Plus(self.number)) for tensor in tensors]
 
     def back(self) -> Step:
