@@ -1,6 +1,6 @@
 """diffusers as the judge, in a process of its own: `judge_diffusers.py FOLDER` prints what it makes of the cases there.
 
-FOLDER/cases.json: name -> {kind: unet, vae or text, config, original: a safetensors file, made: the folder that wtool wrote}.
+FOLDER/cases.json: name -> {kind: unet, ema, vae or text, config, original: a safetensors file, made: what wtool wrote, a folder}.
 Answers as one line of JSON: name -> {keys, wrong: keys unlike diffusers' own conversion, loaded: what loading complained of,
 diff and scale: of the outputs of the two models}; and for a case of config alone, the shapes of that model.
 """
@@ -32,12 +32,12 @@ def shapes(kind: str, config: dict[str, Any]) -> dict[str, list[int]]:
 def build(kind: str, config: dict[str, Any]) -> Any:
     if kind == "text":
         return CLIPTextModel(CLIPTextConfig(**config))
-    return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[kind](**config)
+    return AutoencoderKL(**config) if kind == "vae" else UNet2DConditionModel(**config)
 
 
 def converted(kind: str, config: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
-    if kind == "unet":
-        return dict(convert_ldm_unet_checkpoint(original, {"layers_per_block": 2, **config}))
+    if kind in ("unet", "ema"):
+        return dict(convert_ldm_unet_checkpoint(original, {"layers_per_block": 2, **config}, extract_ema=kind == "ema"))
     if kind == "vae":
         return dict(convert_ldm_vae_checkpoint(original, config))
     found = convert_ldm_clip_checkpoint(original)

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from wtool import views
-from wtool.api import open_checkpoint
+from wtool.api import open_checkpoint, save_checkpoint
 from wtool.between import map_checkpoint
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
@@ -222,6 +222,11 @@ def text(own: str = "cond_stage_model.transformer.text_model.") -> Shapes:
     return {f"{own}{key}": shape for key, shape in found.items()}
 
 
+def averaged(shapes: Shapes) -> Shapes:
+    """What the averages of these weights are called: without dots."""
+    return {"model_ema." + key.removeprefix("model.").replace(".", ""): shape for key, shape in shapes.items()}
+
+
 def others() -> dict[str, Any]:
     """What else stands in a whole checkpoint, beside the three models."""
     found = {
@@ -240,7 +245,6 @@ def others() -> dict[str, Any]:
             "sqrt_recip_alphas_cumprod",
             "sqrt_recipm1_alphas_cumprod",
             "logvar",
-            "model_ema.diffusion_modeltime_embed0weight",
         )
     }
     found |= {"model_ema.decay": np.array(0.5, np.float32), "model_ema.num_updates": np.array(3, np.int32)}
@@ -280,6 +284,8 @@ def test_every_key_of_the_whole_unet(name: str) -> None:
     assert (len(shapes), sum(int(np.prod(shape)) for shape in shapes.values())) == COUNTS[name]
     made, how = there_and_back(RECIPES[name], shapes)
     assert {row.exact for row in how.rows} == {"exact"}
+    if name != "sdxl":
+        assert there_and_back("sd1-ema-unet-to-diffusers", averaged(shapes))[0] == made
     assert sorted(made.values()) == sorted(shapes.values())
 
 
@@ -337,8 +343,10 @@ def run(*words: str) -> Any:
 
 
 def test_each_model_out_of_a_whole_checkpoint(tmp_path: Path) -> None:
+    weights = unet(**{**UNETS["sd1"], **SMALL["sd1"], "context": 8})
     parts = {
-        "unet": (values(unet(**{**UNETS["sd1"], **SMALL["sd1"], "context": 8}), "float16"), "sd1-unet-to-diffusers"),
+        "unet": (values(weights, "float16"), "sd1-unet-to-diffusers"),
+        "ema": (values(averaged(weights), "float32"), "sd1-ema-unet-to-diffusers"),
         "vae": (values(vae(8), "float16"), "sd1-vae-to-diffusers"),
         "text": (values(text(), "float16"), "sd1-text-to-hf"),
     }
@@ -403,6 +411,8 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
         cases[f"whole {name}"] = {"kind": "unet", "config": unet_config(**full)}
     half = values(unet(**{**UNETS["sd1"], **SMALL["sd1"], "context": 8}), "float16")
     prepare(tmp_path, cases, "half", "unet", cases["sd1"]["config"], half, RECIPES["sd1"])
+    averages = values(averaged(unet(**{**UNETS["sd1"], **SMALL["sd1"], "context": 8})))
+    prepare(tmp_path, cases, "ema", "ema", cases["sd1"]["config"], averages, "sd1-ema-unet-to-diffusers", half)
     prepare(tmp_path, cases, "vae", "vae", vae_config(8), values(vae(8)), "sd1-vae-to-diffusers")
     cases["whole vae"] = {"kind": "vae", "config": vae_config(128)}
     prepare(tmp_path, cases, "text", "text", TEXT, values(text()), "sd1-text-to-hf")
@@ -419,7 +429,7 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    counts = {"sd1": 686, "sd2": 686, "half": 686, "sdxl": 1680, "vae": 248, "text": 36}
+    counts = {"sd1": 686, "sd2": 686, "half": 686, "ema": 686, "sdxl": 1680, "vae": 248, "text": 36}
     for name, count in counts.items():
         assert (found[name]["keys"], found[name]["wrong"], found[name]["loaded"]) == (count, [], []), name
         assert found[name]["diff"] <= 1e-5 * found[name]["scale"] != 0, name
@@ -431,17 +441,21 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
 
 
 def prepare(
-    folder: Path, cases: dict[str, dict[str, Any]], name: str, kind: str, config: Any, original: dict[str, Any], recipe: str
+    folder: Path,
+    cases: dict[str, dict[str, Any]],
+    name: str,
+    kind: str,
+    config: Any,
+    original: dict[str, Any],
+    recipe: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """The original and what wtool makes of it, as files for the judge; wtool's way back must give the original's bits."""
-    from wtool.api import save_checkpoint
-
     source, made = folder / f"{name}.safetensors", folder / name
     made.mkdir()
-    beside = {
-        key.replace("cond_stage_model", "conditioner") if name == "sdxl" else key: value for key, value in others().items()
-    }
-    save_file(beside | original, source)
+    text_encoder = "conditioner" if name == "sdxl" else "cond_stage_model"
+    beside = {key.replace("cond_stage_model", text_encoder): value for key, value in others().items()}
+    save_file({**beside, **original, **(more or {})}, source)
     file = made / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors")
     mapped, _ = map_checkpoint(open_checkpoint(source), [recipe])
     save_checkpoint(mapped, file)
