@@ -14,9 +14,11 @@ from typing import Annotated
 
 import typer
 
+from wtool.cli.changelog import changelog
 from wtool.cli.console import ClosedPipe, Console, show_error
 from wtool.cli.convert import convert
 from wtool.cli.diff import diff
+from wtool.cli.git import application as git
 from wtool.cli.inspect import inspect
 from wtool.cli.map import application as mapping
 from wtool.errors import UsageError, WtoolError
@@ -58,6 +60,8 @@ def application() -> typer.Typer:
     app.command("inspect", context_settings=_HELP)(inspect)
     app.command("convert", context_settings=_HELP)(convert)
     app.command("diff", context_settings=_HELP)(diff)
+    app.command("changelog", context_settings=_HELP)(changelog)
+    app.add_typer(git(_HELP), name="git")
     app.add_typer(mapping(_HELP), name="map")
     return app
 

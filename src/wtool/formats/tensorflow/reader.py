@@ -269,3 +269,28 @@ def _partition(boxes: list[Box], shape: Shape) -> bool:
         for number, one in enumerate(boxes)
         for two in boxes[:number]
     )
+
+
+def index_lines(path: str) -> list[str]:
+    """What an index file says of its tensors without its data shards: sorted lines of key, dtype, shape and CRC-32C.
+
+    Empty if it is no index of a checkpoint V2.
+    """
+    try:
+        pairs = read_table(LocalFile(path))
+        key, value = next(pairs, (None, b""))
+        if key != b"" or parse_header(value) is None:
+            return []
+        shapes: dict[bytes, Shape] = {}
+        found = ["# tensorflow index; the values lie in its data shards"]
+        for key, value in pairs:
+            entry = parse_entry(value, shapes)
+            if key[:1] != b"\0":  # a slice of a partitioned variable
+                row = BY_TF.get(entry.dtype)
+                name = row.name if row is not None else OTHER_TYPES.get(entry.dtype, str(entry.dtype))
+                shape = ", ".join(map(str, entry.shape))
+                text = key.decode("utf-8", "replace").removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
+                found.append(f"{text}  {name} [{shape}]  crc32c {entry.crc:08x}")
+        return found
+    except WtoolError:
+        return []
