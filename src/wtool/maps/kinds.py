@@ -14,7 +14,14 @@ from wtool.errors import MapError, RecipeError
 from wtool.maps.step import Step
 from wtool.maps.steps import backwards, parse_step
 
-LAYOUTS = {"torch": ".", "keras": "/", "object": "/", "flax": ".", "mlx": "."}  # layout -> what divides the parts of a key
+LAYOUTS = {
+    "torch": ".",
+    "keras": "/",
+    "object": "/",
+    "tf1": "/",
+    "flax": ".",
+    "mlx": ".",
+}  # layout -> what divides the parts of a key
 HUB = "torch"
 _COLLECTION = "params"
 _LEAF = {"torch", "keras", "object", "flax", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}

@@ -8,7 +8,10 @@ from wtool.checkpoint import Checkpoint, Section, Warning
 from wtool.maps.resolve import Resolved
 
 # What Hugging Face's loaders look for in a safetensors file, by layout.
-_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "flax": "flax", "mlx": "mlx"}
+_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "flax", "mlx": "mlx"}
+
+# TensorFlow 1 knew no objects, and those who read its files take every key for a variable.
+_NO_GRAPH = b""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class MapTensors:
             metadata={**checkpoint.metadata, "format": _FORMATS[self.resolved.layout]},
             tensors=tensors,
             sections=(Section(main.name, main.kind, tuple(tensors)),),
-            structure=self.resolved.structure,
+            structure=_NO_GRAPH if self.resolved.layout == "tf1" else self.resolved.structure,
             warnings=(*checkpoint.warnings, *warnings),
             history=(*checkpoint.history, self),
         )

@@ -2,7 +2,7 @@
 
 The object graph goes behind the values, as TensorFlow writes it. Plain keys are written as they are, so that Saver and
 load_checkpoint find them, and once more in the index as object keys of the same bytes, so that tf.train.Checkpoint restores
-the objects that the keys form.
+the objects that the keys form. Without a graph it is a file as TensorFlow 1 wrote it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _IN_FOLDER = "model.ckpt"
 
 @dataclass(frozen=True, slots=True)
 class BundleSink:
-    """The layout; `entries` of the tensors without checksums, the other keys of some of them, and the graph's own entry."""
+    """The layout; `entries` of the tensors without checksums, the other keys of some, and the graph's own entry, if any."""
 
     layout: Layout
     entries: tuple[tuple[str, Entry], ...]
     also: Mapping[str, str]
-    graph: Entry
+    graph: Entry | None
 
     def finish(self, checksums: Mapping[str, int]) -> Iterable[Patch]:
         """The whole index file. `checksums` are the crc32c (not masked) of every slot's bytes, 0 for one without bytes."""
@@ -42,7 +42,7 @@ def create(request: SaveRequest) -> BundleSink:
     """Lay out a checkpoint of prefix `request.target` (without `.index`), or of `model.ckpt` in that folder.
 
     `request.structure` may be the bytes of the object graph that the tensors had: it is kept as far as its keys are here.
-    Without it, or if there are keys that it does not know, one is made of the keys.
+    Without it, or if there are keys that it does not know, one is made of the keys; if it is empty there is none.
     """
     offset = 0
     entries: list[tuple[str, Entry]] = []
@@ -55,13 +55,13 @@ def create(request: SaveRequest) -> BundleSink:
         slots.append(Slot(spec.key, 0, offset, spec.nbytes))
         offset += spec.nbytes
     graph, also = _graph([key for key, _ in entries], request.structure)
-    data, crc = encode(graph)
-    graph_entry = Entry(STRING, (), 0, offset, len(data), crc)
+    data, crc = encode(graph) if graph else (b"", 0)
+    graph_entry = Entry(STRING, (), 0, offset, len(data), crc) if graph else None
     prefix = _IN_FOLDER if request.folder else basename(request.target.removesuffix(INDEX))
     if not prefix:
         raise UsageError("is no name for a checkpoint", path=request.target)
     files = [OutputFile(shard_name(prefix, 0, 1), offset + len(data))]
-    patches = [Patch(0, offset, data)]
+    patches = [Patch(0, offset, data)] if data else []
     if request.folder:
         state = f'model_checkpoint_path: "{prefix}"\nall_model_checkpoint_paths: "{prefix}"\n'.encode()
         files.append(OutputFile(STATE, len(state)))
@@ -83,6 +83,8 @@ def _check(key: str) -> None:
 
 
 def _graph(keys: list[str], original: object) -> tuple[bytes, dict[str, str]]:
+    if original == b"":
+        return original, {}
     if isinstance(original, bytes):
         stored = {attribute.key for attribute in parse_graph(original).attributes}
         if stored.issuperset(keys):
@@ -91,9 +93,11 @@ def _graph(keys: list[str], original: object) -> tuple[bytes, dict[str, str]]:
     return build_graph(keys, also), also
 
 
-def _index(entries: Iterable[tuple[str, Entry]], also: Mapping[str, str], graph: Entry, checksums: Mapping[str, int]) -> bytes:
+def _index(
+    entries: Iterable[tuple[str, Entry]], also: Mapping[str, str], graph: Entry | None, checksums: Mapping[str, int]
+) -> bytes:
     """The index file; sums that are not known yet count as 0."""
-    table = {KEY.encode(): format_entry(graph)}
+    table = {} if graph is None else {KEY.encode(): format_entry(graph)}
     for key, entry in entries:
         value = format_entry(entry._replace(crc=checksums.get(key, 0)))
         table[key.encode()] = value
