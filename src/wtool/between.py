@@ -13,6 +13,7 @@ from wtool.api import OBJECT_GRAPH, Loss, open_checkpoint
 from wtool.checkpoint import Checkpoint
 from wtool.errors import MapError
 from wtool.maps.like import Template, fit, template
+from wtool.maps.names import GraphNames
 from wtool.maps.recipe import Recipe
 from wtool.maps.resolve import Resolved, resolve
 from wtool.ops.map import MapTensors
@@ -40,7 +41,7 @@ def map_checkpoint(
     chosen = [load(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     if reverse:
         chosen = [recipe.reverse() for recipe in reversed(chosen)]
-    names = full_names(checkpoint, whole or checkpoint)
+    names: Mapping[str, str] = full_names(checkpoint, whole or checkpoint)
     done = []
     known = {name for recipe in chosen for name in variable_names(recipe)}
     for recipe in chosen:
@@ -83,18 +84,23 @@ def open_template(path: str, layout: str | None) -> Template:
     return template(part, layout, full_names(part, whole), graph if isinstance(graph, bytes) else None)
 
 
-def full_names(checkpoint: Checkpoint, whole: Checkpoint) -> dict[str, str]:
-    """Key -> what TensorFlow's object graph calls the variable; empty for a checkpoint that has no such graph."""
+def full_names(checkpoint: Checkpoint, whole: Checkpoint) -> GraphNames:
+    """What TensorFlow's object graph calls the variables; empty for a checkpoint that has no such graph."""
     graph = whole.extras.get(OBJECT_GRAPH)
     if whole.source.format != "tensorflow" or not isinstance(graph, bytes):
-        return {}
+        return GraphNames({}, {}, "")
     from wtool.formats.tensorflow.graph import full_names as names_in
+    from wtool.formats.tensorflow.sections import model_paths, whole_model
 
-    found = names_in(graph)
+    found, paths = names_in(graph), model_paths(graph)
     here = checkpoint.sections[0].name
     prefix = next((section.prefix for section in whole.sections if section.name == here), "")
     prefix = prefix if len(checkpoint) != len(whole) or set(checkpoint) != set(whole) else ""
-    return {key: found[prefix + key] for key in checkpoint if prefix + key in found}
+    return GraphNames(
+        {key: found[prefix + key] for key in checkpoint if prefix + key in found},
+        {key: paths[prefix + key] for key in checkpoint if prefix + key in paths},
+        whole_model(graph),
+    )
 
 
 def variable_names(recipe: Recipe) -> set[str]:

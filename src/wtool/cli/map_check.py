@@ -11,9 +11,9 @@ from wtool.checkpoint import Checkpoint
 from wtool.errors import DtypeError, KeyClashError, MapError, RecipeError, UsageError, WtoolError
 from wtool.maps.library import load
 from wtool.maps.match import UnsetVariable
-from wtool.maps.names import recipe_names
+from wtool.maps.names import written_key
 from wtool.maps.recipe import Recipe
-from wtool.maps.resolve import Resolved, resolve
+from wtool.maps.resolve import Resolved, resolve, source_names
 
 _FAULTS = (MapError, KeyClashError, DtypeError)
 
@@ -118,10 +118,10 @@ def _back(
         return error.message, 0
     except _FAULTS as error:
         return f"backwards: {error.message}", 0
-    home = recipe_names(part, recipe.sides[0][1], full_names(part, whole))
+    home = source_names(recipe, part, full_names(part, whole))
     there = {tensor.key: tensor for tensor in back.tensors}
     if back.layout == "object":
-        home = {key: key for key in home}
+        home = {key: written_key(name, "object") for key, name in home.items()}
     sources = [key for row in resolved.rows for key in row.sources]
     lost = [key for key in sources if home[key] not in there]
     other = [key for key in sources if home[key] in there and there[home[key]].shape != part[key].shape]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from wtool.checkpoint import Checkpoint
 from wtool.errors import MapError
 from wtool.keys import matcher
-from wtool.maps.names import recipe_names
+from wtool.maps.names import own_prefix, recipe_names
 from wtool.tensor import LazyTensor, Shape
 
 # Variables that a model's file has and that are not weights: a random state, a counter of saves.
-_OWN = ("**/seed_generator_state", "**seed_generator_state", "**/seed_generator/**", "save_counter", "**/save_counter")
+OWN = ("**/seed_generator_state", "**seed_generator_state", "**/seed_generator/**", "save_counter", "**/save_counter")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Template:
     @property
     def shapes(self) -> dict[str, Shape]:
         """By the names that a recipe gives."""
-        skip = len(self.prefix)
-        return {name[skip:]: self.checkpoint[key].shape for name, key in self.keys.items()}
+        shapes = {name: self.checkpoint[key].shape for name, key in self.keys.items()}
+        return shapes | {name.removeprefix(self.prefix): shape for name, shape in shapes.items()}
 
     def key(self, name: str) -> str | None:
         return self.keys.get(self.prefix + name)
@@ -51,14 +51,17 @@ def template(checkpoint: Checkpoint, layout: str | None, full_names: Mapping[str
     """
     names = recipe_names(checkpoint, layout, full_names) if layout else {key: key for key in checkpoint}
     keys = {name: key for key, name in names.items()}
-    return Template(checkpoint, keys, _prefix(keys, layout), structure)
+    known = {key: name for name, key in keys.items() if not matcher(OWN)(name)}
+    prefix = own_prefix(known, layout, full_names) if layout else ""
+    return Template(checkpoint, keys, prefix or _prefix(keys, layout, full_names), structure)
 
 
-def _prefix(names: Mapping[str, str], layout: str | None) -> str:
-    own = matcher(_OWN)
+def _prefix(names: Mapping[str, str], layout: str | None, full_names: Mapping[str, str]) -> str:
+    """The same for a list of paths, which has no object graph that tells."""
+    own = matcher(OWN)
     starts = {name.partition("/")[0] for name in names if not own(name)}
     one = len(starts) == 1 and all(name.count("/") > 1 for name in names if not own(name))
-    return next(iter(starts)) + "/" if layout == "keras" and one else ""
+    return next(iter(starts)) + "/" if layout == "keras" and one and not full_names else ""
 
 
 def fit(made: Mapping[str, LazyTensor], like: Template, drop: tuple[str, ...], layout: str | None) -> Fit:
@@ -68,7 +71,7 @@ def fit(made: Mapping[str, LazyTensor], like: Template, drop: tuple[str, ...], l
     extra = [name for name, key in keys.items() if key is None]
     taken = set(keys.values())
     missing = {name: key for name, key in like.keys.items() if key not in taken}
-    dropped = matcher([*drop, *_OWN])
+    dropped = matcher([*drop, *OWN])
     own = [key for name, key in missing.items() if dropped(name) or dropped(name.removeprefix(like.prefix))]
     missing = {name: key for name, key in missing.items() if key not in set(own)}
     unlike = [name for name, key in keys.items() if key is not None and made[name].shape != like.checkpoint[key].shape]

@@ -11,11 +11,22 @@ from wtool.keys import TF_SUFFIX, short_key
 _COLLECTIONS = ("params", "batch_stats")
 
 
+class GraphNames(dict[str, str]):
+    """Key -> full_name in TensorFlow's object graph. `paths`: key -> path of the object, where the key is another one.
+
+    `root` is the name under which the one model was saved, as in tf.train.Checkpoint(model=net).
+    """
+
+    def __init__(self, full_names: Mapping[str, str], paths: Mapping[str, str], root: str) -> None:
+        super().__init__(full_names)
+        self.paths, self.root = paths, root
+
+
 def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, str]) -> dict[str, str]:
     """Key -> name. `full_names` are what TensorFlow's object graph calls the variables, by key.
 
     - keras: the variable's path. An object-based checkpoint has it as full_name; MapError if two variables share one there.
-    - object: the path in the object graph, without `/.ATTRIBUTES/VARIABLE_VALUE`.
+    - object: the path in the object graph, without `/.ATTRIBUTES/VARIABLE_VALUE`, through the model and no optimizer.
     - flax: parts divided by `.`; `params` stands in front where no collection is named.
     - torch, mlx: the key.
     """
@@ -30,7 +41,25 @@ def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, s
         if not any(name.startswith(starts) for name in names.values()):
             names = {key: f"params.{name}" for key, name in names.items()}
         return names
-    return {key: short_key(key) for key in checkpoint}
+    paths = full_names.paths if layout == "object" and isinstance(full_names, GraphNames) else {}
+    return {key: paths.get(key) or short_key(key) for key in checkpoint}
+
+
+def own_prefix(names: Mapping[str, str], layout: str, full_names: Mapping[str, str]) -> str:
+    """What stands before every name and is the model's own: no module of torch's is called so.
+
+    A Keras Sequential model puts its name before every path; tf.train.Checkpoint(model=net) puts `model` before every object.
+    Where the first part is one of the model's objects, it stays.
+    """
+    starts = {name.partition("/")[0] for name in names.values()}
+    if len(starts) != 1 or not full_names or not all(name.count("/") > 1 for name in names.values()):
+        return ""
+    start = starts.pop()
+    if layout == "object":
+        mine = isinstance(full_names, GraphNames) and start == full_names.root
+    else:
+        mine = layout == "keras" and all(key in full_names and start not in short_key(key).split("/") for key in names)
+    return start + "/" if mine else ""
 
 
 def written_key(name: str, layout: str) -> str:

@@ -12,7 +12,7 @@ from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.maps.kinds import joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
-from wtool.maps.names import recipe_names, written_key
+from wtool.maps.names import own_prefix, recipe_names, written_key
 from wtool.maps.recipe import ModuleRule, Recipe, TensorRule, used_variables
 from wtool.maps.shapes import Sizes, check_shapes
 from wtool.maps.step import Step, Wanted
@@ -80,7 +80,7 @@ def resolve(
     path = checkpoint.source.path
     source, target = recipe.sides[0][1], recipe.sides[1][1]
     _known(recipe, given)
-    names = {key: recipe.real(name, 0) for key, name in recipe_names(checkpoint, source, full_names or {}).items()}
+    names = {key: recipe.real(name, 0) for key, name in source_names(recipe, checkpoint, full_names or {}).items()}
     if like is not None:
         like = replace(like, keys={recipe.real(name, 1): key for name, key in like.keys.items()})
     tensors = {name: checkpoint[key] for key, name in names.items()}
@@ -137,6 +137,15 @@ def resolve(
         warnings=tuple(warnings),
         structure=None if like is None else like.structure,
     )
+
+
+def source_names(recipe: Recipe, checkpoint: Checkpoint, full_names: Mapping[str, str]) -> dict[str, str]:
+    """Key -> the name that the recipe's rules meet: without the model's own name in front, unless a rule has it."""
+    layout = recipe.sides[0][1]
+    names = recipe_names(checkpoint, layout, full_names)
+    own = own_prefix(names, layout, full_names)
+    skip = 0 if own and recipe.speaks_of(own) else len(own)
+    return {key: name[skip:] for key, name in names.items()}
 
 
 def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
@@ -270,7 +279,7 @@ def _of_other_side(
     turned = recipe.reverse()
     numbers = {**dict.fromkeys([*recipe.vars, *used_variables(recipe)], 1), **given}
     try:
-        names = recipe_names(checkpoint, turned.sides[0][1], full_names)
+        names = source_names(turned, checkpoint, full_names)
         back = match(turned, {turned.real(name, 0): checkpoint[key] for key, name in names.items()}, numbers)
     except WtoolError:
         return None
