@@ -184,18 +184,22 @@ def _as_far_as_known(op: str, values: Mapping[str, int]) -> str:
 
 def another(kind: Kind, layout: str, key: str) -> Mapping[str, int]:
     """The values of the kind's variables with which this key would be one of its leaves; empty if there are none."""
-    separator = re.escape(LAYOUTS[layout])
     for leaf in kind.leaves:
         for name in leaf.names.get(layout, ()):
-            pattern, at = "", 0
-            for variable in _VARIABLE.finditer(name):
-                pattern += re.escape(name[at : variable.start()]) + f"(?P<{variable[2]}>[0-9]{{1,4}})"
-                at = variable.end()
-            pattern += re.escape(name[at:])
-            found = re.search(rf"(?:^|{separator}){pattern}$", key) if "$" in name else None
+            found = _numbered(name, LAYOUTS[layout]).search(key) if "$" in name else None
             if found is not None:
                 return {variable: int(value) for variable, value in found.groupdict().items()}
     return {}
+
+
+@cache
+def _numbered(name: str, separator: str) -> re.Pattern[str]:
+    """A leaf's name with numbers for its variables, at the end of a key."""
+    pattern, at = "", 0
+    for variable in _VARIABLE.finditer(name):
+        pattern += re.escape(name[at : variable.start()]) + f"(?P<{variable[2]}>[0-9]{{1,4}})"
+        at = variable.end()
+    return re.compile(rf"(?:^|{re.escape(separator)}){pattern}{re.escape(name[at:])}$")
 
 
 def joined(layout: str, path: str, leaf: str) -> str:
