@@ -75,13 +75,27 @@ def match_modules(
     known = [kind.named(values({**kind.vars, **rule.values})) for kind in written]
     made = Made()
     paths = _paths(names, known, layouts[0])
+    alike: dict[object, list[Kind]] = {}  # modules of the same leaves and shapes are of the same kinds
     for path in sorted(paths, key=lambda path: path.count(LAYOUTS[layouts[0]])):
         bound = source.match(path) if path or not source.parts else None
-        present = [key for key in paths[path] if key in names and key not in made.held]
+        here = {key: leaf for key, leaf in paths[path].items() if key in names}
+        present = [key for key in here if key not in made.held]
         if bound is None or not present:
             continue
         place = _Place(rule, layouts, path, target.write(bound), tensors, names, values)
-        choice = place.only(known[0]) if rule.kind is not None else place.choose(known, present, likely, made)
+        if rule.kind is not None:
+            choice = place.only(known[0])
+        else:
+            leaves = frozenset(here.values()), frozenset(here[key] for key in present)
+            signature = (
+                leaves[1],
+                frozenset((leaf, tensors[key].dtype.name, tensors[key].shape) for key, leaf in here.items()),
+            )
+            fitting = alike.get(signature)
+            if not fitting:
+                candidates = [kind for kind in known if _has_leaves(kind, layouts[0], *leaves)]
+                fitting = alike[signature] = place.fitting(candidates, present, made)
+            choice = place.choose(fitting, present, likely, made) if fitting else None
         if choice is not None:
             place.take(choice, made)
     for key in names:
@@ -96,19 +110,26 @@ def match_modules(
     return made
 
 
-def _paths(names: Mapping[str, None], kinds: list[Kind], layout: str) -> dict[str, list[str]]:
-    """Modules by path, with those of their keys that a kind knows."""
+def _has_leaves(kind: Kind, layout: str, here: frozenset[str], present: frozenset[str]) -> bool:
+    """Whether a module with these leaves may be of a kind, by their names alone: it must account for all of `present`."""
+    known = {name for leaf in kind.leaves for name in leaf.names.get(layout, ())}
+    needed = {name for leaf in kind.leaves if not leaf.optional for name in leaf.names.get(layout, ())}
+    return needed <= here and present <= known
+
+
+def _paths(names: Mapping[str, None], kinds: list[Kind], layout: str) -> dict[str, dict[str, str]]:
+    """Modules by path, with those of their keys that a kind knows, and the leaves that these are."""
     leaves = dict.fromkeys(name for kind in kinds for leaf in kind.leaves for name in leaf.names.get(layout, ()))
     separator = LAYOUTS[layout]
     by_end: dict[str, list[str]] = {}
     for leaf in leaves:
         by_end.setdefault(leaf.rpartition(":")[2].rpartition(separator)[2], []).append(leaf)
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, dict[str, str]] = {}
     for key in names:
         for leaf in by_end.get(key.rpartition(separator)[2], ()):
             path = taken_apart(layout, key, leaf)
             if path is not None:
-                paths.setdefault(path, []).append(key)
+                paths.setdefault(path, {})[key] = leaf
     return paths
 
 
@@ -133,20 +154,23 @@ class _Place:
             raise MapError(f"{self.rule.name}: '{self.path}' is no {kind.name}: {fault}")
         return _Choice(kind, f"kind {kind.name}", "")
 
-    def choose(self, kinds: list[Kind], present: list[str], likely: Mapping[str, Shape] | None, made: Made) -> _Choice | None:
-        """The kind that fits keys and shapes; where several do, the template, then the name, then the first decide."""
-        fitting = []
+    def fitting(self, kinds: list[Kind], present: list[str], made: Made) -> list[Kind]:
+        """The kinds that fit keys and shapes; if none does, it is noted why."""
+        found = []
         wrong = ""
         for kind in kinds:
             fault = self._fault(kind, present)
             if not fault:
-                fitting.append(kind)
+                found.append(kind)
             elif fault != _OTHER:
                 wrong = next((leaf.wrong for leaf in kind.leaves if leaf.wrong == fault), wrong) or ""
                 made.reasons.update(dict.fromkeys(present, wrong or fault))
-        if not fitting:
+        if not found:
             made.held.update(present if wrong else ())
-            return None
+        return found
+
+    def choose(self, fitting: list[Kind], present: list[str], likely: Mapping[str, Shape] | None, made: Made) -> _Choice:
+        """The kind of those that fit: where several do, the template, then the name, then the first decide."""
         for key in present:
             made.reasons.pop(key, None)
         found = self._unlike(fitting)

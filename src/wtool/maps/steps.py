@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import isfinite
 
 from wtool.dtypes import dtype
@@ -37,6 +38,7 @@ from wtool.maps.values import Add, Cast, Gru, Sum, Tie, Unabsorb
 from wtool.tensor import LazyTensor, Shape
 
 
+@lru_cache(1024)
 def parse_step(text: str) -> Step:
     """One operation of a recipe, its variables filled in already. RecipeError if it is none."""
     name, _, rest = text.strip().partition(" ")
