@@ -1,6 +1,6 @@
 """diffusers as the judge, in a process of its own: `judge_diffusers.py FOLDER` prints what it makes of the cases there.
 
-FOLDER/cases.json: name -> {kind: unet, ema, vae or text, config, original: a safetensors file, made: what wtool wrote, a folder}.
+FOLDER/cases.json: name -> {kind: unet, ema, vae or text, config, original: a safetensors file, made: wtool's folder}.
 Answers as one line of JSON: name -> {keys, wrong: keys unlike diffusers' own conversion, loaded: what loading complained of,
 diff and scale: of the outputs of the two models}; and for a case of config alone, the shapes of that model.
 """
