@@ -64,11 +64,12 @@ def fitted(checkpoint: Checkpoint, like: Template) -> Checkpoint:
     made = dict(checkpoint.tensors)
     found = fit(made, like, (), None)
     tensors = [tensor.renamed(found.keys[key]) for key, tensor in made.items()]
+    places = {key: place for place, key in enumerate(like.checkpoint)}
     resolved = Resolved(
         like.checkpoint.source.path,
         "torch",
         (),
-        tuple(sorted([*tensors, *found.own], key=lambda tensor: list(like.checkpoint).index(tensor.key))),
+        tuple(sorted([*tensors, *found.own], key=lambda tensor: places[tensor.key])),
         own=tuple(tensor.key for tensor in found.own),
         warnings=found.warnings,
         structure=like.structure,
