@@ -16,7 +16,18 @@ from wtool.keys import TF_SUFFIX, short_key
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SLOT = "/.OPTIMIZER_SLOT/"
 _ATTRIBUTES = "/.ATTRIBUTES/"
-_PRIVATE = ("kernel", "embeddings")  # Keras 3 calls the variable so in its path, and `_kernel` in the object graph
+# What Keras 3 calls an object in a variable's path, and in the object graph.
+_KERAS = {
+    "kernel": "_kernel",
+    "embeddings": "_embeddings",
+    "lstm_cell": "cell",
+    "gru_cell": "cell",
+    "simple_rnn_cell": "cell",
+    "query": "_query_dense",
+    "key": "_key_dense",
+    "value": "_value_dense",
+    "attention_output": "_output_dense",
+}
 _VALUE = "VARIABLE_VALUE"
 _HAS_VALUES = bytes_field(5, number_field(1, 1))
 _NUMBER_1, _NUMBER_3 = (number << 3 | VARINT for number in (1, 3))
@@ -149,7 +160,8 @@ class _Object:
 def build_graph(keys: Iterable[str], also: Mapping[str, str]) -> bytes:
     """The graph of the objects that the keys form, the parts of a key being the names of children.
 
-    Plain keys (`encoder.0.kernel`, `bert/encoder/kernel`) are in it by their alias, the object key that `also` gives.
+    Plain keys (`encoder.0.kernel`, `bert/encoder/kernel`) are in it by their alias, the object key that `also` gives. Their
+    objects have the names of Keras' objects as well, so that layers restore what their variables' paths name.
     """
     objects = [_Object()]
     slots = []
@@ -157,11 +169,7 @@ def build_graph(keys: Iterable[str], also: Mapping[str, str]) -> bytes:
         path, found, name = key.rpartition(_ATTRIBUTES)
         if not found:
             if key in also:
-                *parents, leaf = short_key(also[key]).split("/")
-                node = _grow(objects, [*parents, leaf])
-                if leaf in _PRIVATE:
-                    objects[_grow(objects, parents)].children.setdefault("_" + leaf, node)
-                objects[node].attributes.append((_VALUE, key, also[key]))
+                objects[_grow(objects, short_key(also[key]).split("/"))].attributes.append((_VALUE, key, also[key]))
         elif SLOT in path:
             slots.append((path, name, key))
         else:
@@ -175,9 +183,18 @@ def build_graph(keys: Iterable[str], also: Mapping[str, str]) -> bytes:
         target = _grow(objects, map(_unescaped, variable.split("/")))
         optimizer = _grow(objects, map(_unescaped, owner.split("/")))
         objects[optimizer].slots.append((target, _unescaped(leaf), number))
+    for node in objects if also else ():
+        for name, number in list(node.children.items()):
+            node.children.setdefault(_in_keras(name), number)
     # tf.train.Checkpoint.restore() wants its own save_counter matched as well; one without a value will do.
     _grow(objects, ["save_counter"])
     return b"".join(bytes_field(1, _message(node)) for node in objects)
+
+
+def _in_keras(part: str) -> str:
+    """What Keras 3 calls the object that a path calls so; wrapped layers are named after the layer in them."""
+    way, mark, _ = part.partition("_")
+    return f"{way}_layer" if mark and way in ("forward", "backward") else _KERAS.get(part, part)
 
 
 def _grow(objects: list[_Object], path: Iterable[str]) -> int:
