@@ -26,7 +26,6 @@ from wtool.errors import (
     WriteError,
     WtoolError,
 )
-from wtool.keys import natural
 from wtool.plan import WritePlan, plan_write
 from wtool.tensor import LazyTensor
 
@@ -141,7 +140,8 @@ def plan_save(
     _check_dtypes(checkpoint, adapter)
     _check_size(checkpoint)
     policy = tied or ("keep-one" if adapter.capabilities.ties else "duplicate")
-    groups = tuple(tuple(sorted(group, key=natural)) for group in checkpoint.tied())
+    # In the order of the checkpoint: an embedding comes before the head that is tied to it, and is what loaders look for.
+    groups = tuple(tuple(group) for group in checkpoint.tied())
     if groups and policy == "error":
         raise TiedError(
             f"{len(groups)} {'group' if len(groups) == 1 else 'groups'} of tied tensors, such as {' = '.join(groups[0][:3])}",
@@ -168,6 +168,7 @@ def plan_save(
         structure=_structure(checkpoint, adapter),
         max_shard=max_shard,
         folder=registry.is_folder_target(path),
+        keep=frozenset(key for step in checkpoint.history for key in getattr(step, "keeps", ())),
     )
     sink = adapter.create(request)
     layout = sink.layout
