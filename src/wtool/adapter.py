@@ -80,7 +80,8 @@ class SaveRequest:
 
     `specs` in the order to keep. `tied` maps a key to the earlier key in `specs` whose values it shares (empty unless the
     format can keep ties). `target` is the path that was asked for; `folder` says that the user wants a folder; `max_shard` is
-    the most bytes of tensors in one file. `structure` (see Checkpoint) only for formats with `extras`.
+    the most bytes of tensors in one file. `structure` (see Checkpoint) only for formats with `extras`. `keep`: of tied keys
+    these are the ones to store.
     """
 
     target: str
@@ -90,6 +91,7 @@ class SaveRequest:
     structure: Any = None
     max_shard: int | None = None
     folder: bool = False
+    keep: frozenset[str] = frozenset()
 
 
 class TensorSink(Protocol):

@@ -116,8 +116,9 @@ class Safetensors:
     def create(self, request: SaveRequest) -> SafetensorsSink:
         """One file, or, beyond `max_shard`, several and an index, as huggingface_hub.save_torch_state_dict lays them out.
 
-        Of tied tensors the one whose key sorts first is stored, as the official library chooses; keys of `tied` may stand in
-        `specs` or not. With several files the metadata (but `format`, which each file has) and the ties stand in the index.
+        Of tied tensors one of `keep` is stored, else the one whose key sorts first, as the official library chooses; keys of
+        `tied` may stand in `specs` or not. With several files the metadata (but `format`, which each file has) and the ties
+        stand in the index.
         """
         specs, aliases = _kept(request)
         taken = [name for name in aliases if name in request.metadata or name == "format"]
@@ -179,7 +180,7 @@ def _kept(request: SaveRequest) -> tuple[list[TensorSpec], dict[str, str]]:
         groups.setdefault(kept, [kept]).append(alias)
     aliases: dict[str, str] = {}
     for keys in groups.values():
-        first = min(key for key in keys if key in present)
+        first = min((key for key in keys if key in present), key=lambda key: (key not in request.keep, key))
         aliases.update((key, first) for key in sorted(keys) if key != first)
     return [spec for spec in request.specs if spec.key not in aliases], aliases
 

@@ -20,6 +20,11 @@ class MapTensors:
 
     resolved: Resolved
 
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Of keys with the same values, those that loaders look for: what a recipe names first, and what it did not fill."""
+        return frozenset(row.targets[0] for row in self.resolved.rows)
+
     def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
         tensors = {tensor.key: tensor for tensor in self.resolved.tensors}
         main = checkpoint.main_section()
