@@ -284,7 +284,6 @@ def apart(judges: Any, torch_model: Any, keras_model: Any, image: tuple[int, int
     with judges.torch.no_grad():
         left = torch_model.eval()(judges.torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     right = np.asarray(keras_model(images, training=False))
-    print("diff", float(np.abs(left - right).max()), "scale", float(np.abs(right).max()))
     return float(np.abs(left - right).max()), float(np.abs(right).max())
 
 
@@ -336,7 +335,7 @@ def test_weights_run_in_the_other_framework(name: str, judges: Any, room: Path, 
 
 
 @pytest.mark.frameworks
-def test_by_name_and_without_the_top(judges: Any, room: Path) -> None:
+def test_by_name_and_without_the_top(judges: Any, room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 
     tf, torch = judges.tf, judges.torch
@@ -346,6 +345,7 @@ def test_by_name_and_without_the_top(judges: Any, room: Path) -> None:
     torch.save(mine.state_dict(), room / "torch.pth")
     there = ("--map", "mobilenetv2-torchvision-to-keras", "--strict")
     converted(room / "torch.pth", room / "named.ckpt", *there)
+    assert "--like CHECKPOINT" in capsys.readouterr().err
     theirs = application(judges, family)
     tf.compat.v1.train.Saver({variable.path: variable.value for variable in theirs.variables}).restore(
         None, str(room / "named.ckpt")
@@ -356,6 +356,7 @@ def test_by_name_and_without_the_top(judges: Any, room: Path) -> None:
     topless = application(judges, family, include_top=False)
     like = tf.train.Checkpoint(topless).write(str(room / "like.ckpt"))
     converted(room / "torch.pth", room / "topless.ckpt", *there, "--like", like, "--exclude", "classifier.**")
+    assert "--like CHECKPOINT" not in capsys.readouterr().err
     tf.train.Checkpoint(topless).read(str(room / "topless.ckpt")).assert_existing_objects_matched()
     by_path = {variable.path: variable for variable in theirs.variables}
     assert all(np.array_equal(variable, by_path[variable.path]) for variable in topless.variables)

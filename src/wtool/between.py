@@ -18,6 +18,12 @@ from wtool.maps.recipe import Recipe
 from wtool.maps.resolve import Resolved, resolve
 from wtool.ops.map import MapTensors
 
+_BY_NAME = (
+    "a functional Keras 3 model's restore() finds nothing in a file of names alone, and does not say so: convert with --like "
+    "CHECKPOINT, of a fresh model by tf.train.Checkpoint(model).write, or read this one with "
+    "tf.compat.v1.train.Saver({v.path: v.value for v in model.variables})"
+)
+
 
 def map_checkpoint(
     checkpoint: Checkpoint,
@@ -109,6 +115,14 @@ def variable_names(recipe: Recipe) -> set[str]:
     from wtool.maps.recipe import used_variables
 
     return {*recipe.vars, *used_variables(recipe)}
+
+
+def notes(done: Sequence[Resolved], format: str) -> list[str]:
+    """What to know of the result in a file of this format: the recipes' notes, and who finds these names in it."""
+    found = [note for resolved in done for note in resolved.notes]
+    if format == "tensorflow" and done and done[-1].layout == "keras" and done[-1].structure is None:
+        found.append(_BY_NAME)
+    return list(dict.fromkeys(found))
 
 
 def losses(done: Sequence[Resolved], checkpoint: Checkpoint) -> list[Loss]:

@@ -141,7 +141,7 @@ def convert(
         console.show([found.brief], kind)
     for line in _said(losses, future=dry_run, all_names=verbose):
         console.note(line)
-    for note in dict.fromkeys(note for one in resolved for note in one.notes):
+    for note in found.notes:
         console.note(f"note: {note}")
     if report is not None:
         write_report(report, [found.whole])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from wtool import between
 from wtool.api import SavePlan, SaveReport
 from wtool.checkpoint import Checkpoint
 from wtool.maps.resolve import Resolved
@@ -17,10 +18,11 @@ SCHEMA = "wtool.convert/1"
 
 
 class Reports(NamedTuple):
-    """`whole` names the losses; `brief`, for a screen where stderr names them, does not."""
+    """`whole` names the losses; `brief`, for a screen where stderr names them, does not. `notes` are of a mapping."""
 
     whole: Report
     brief: Report
+    notes: tuple[str, ...]
 
 
 def convert_report(
@@ -69,7 +71,7 @@ def convert_report(
         "warnings": [{"code": warning.code, "message": warning.message} for warning in plan.checkpoint.warnings],
     }
     data |= mapped_data(resolved)
-    notes = list(dict.fromkeys(note for one in resolved for note in one.notes))
+    notes = between.notes(resolved, plan.format)
     data["notes"] += notes
     facts = _facts(data)
     title = f"{source.source.path} -> {plan.target}: {'would write ' if done is None else ''}{plan.format}"
@@ -78,7 +80,7 @@ def convert_report(
     blocks = (*blocks, *(Note(note) for note in notes))
     if data["losses"]:
         blocks = (*blocks, _losses(data["losses"], future=done is None))
-    return Reports(Report(SCHEMA, title, data, blocks), brief)
+    return Reports(Report(SCHEMA, title, data, blocks), brief, tuple(notes))
 
 
 def _default(plan: SavePlan, jobs: int) -> int:
