@@ -112,7 +112,7 @@ def whole_model(data: bytes) -> str:
     graph = parse_graph(data)
     optimizers, others = _owners(graph)
     names = [name for name, child in graph.children.get(0, ()) if child not in optimizers and child not in others]
-    written = any(attribute.full_name == short_key(attribute.key) for attribute in graph.attributes)
+    written = all(attribute.full_name == short_key(attribute.key) for attribute in graph.attributes)
     return names[0] if len(names) == 1 and names[0] in _ROOTS and not written else ""
 
 
