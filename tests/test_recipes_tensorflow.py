@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from wtool import views
 from wtool.api import open_checkpoint, save_checkpoint
 from wtool.between import map_checkpoint
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
+from wtool.errors import MapError, RecipeError
 from wtool.maps.library import load
+from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import Resolved, resolve
 
 Shapes = dict[str, tuple[int, ...]]
@@ -342,3 +344,136 @@ def test_from_pretrained(tmp_path: Path) -> None:
                     assert value.numpy().tobytes() == found.array().tobytes(), (name, key)
                 else:
                     assert key in lacking or key.startswith("cls.predictions.decoder"), (name, key)
+
+
+def mapped(folder: Path, arrays: dict[str, Any], recipe: str, **options: Any) -> dict[str, Any]:
+    """Through a file and the recipe, without a word of warning."""
+    save_file(arrays, folder / "source.safetensors")
+    made, _ = map_checkpoint(open_checkpoint(folder / "source.safetensors"), [recipe], strict=True, **options)
+    return {key: tensor.array() for key, tensor in made.items()}
+
+
+def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_mesh_tensorflow_names_by_age(tmp_path: Path, dialect: str, gated: bool) -> None:
+    now, then = (noise(t5(11, 12, 20, 8, 2, 31, gated=gated, dialect=name)) for name in ("t5", dialect))
+    there = mapped(tmp_path, then, "t5-tf-to-hf")
+    assert len(there) == len(then) + (2 if gated else 3)
+    assert same(mapped(tmp_path, there, "hf-to-t5-tf"), dict(zip(now, then.values(), strict=True)))
+    save_file(then, tmp_path / "like.safetensors")
+    assert same(mapped(tmp_path, there, "hf-to-t5-tf", like=str(tmp_path / "like.safetensors")), then)
+
+
+def test_t5_output_matrix(tmp_path: Path) -> None:
+    old, new = noise(t5(1, 12, 20, 8, 2, 31)), noise(t5(1, 12, 20, 8, 2, 31, gated=True))
+    tied, own = mapped(tmp_path, old, "t5-tf-to-hf"), mapped(tmp_path, new, "t5-tf-to-hf")
+    assert np.array_equal(tied["lm_head.weight"], old["shared/embedding"])
+    assert np.array_equal(own["lm_head.weight"], new["decoder/logits/kernel"].T)
+    # T5 of 2019 with a matrix of its own cannot be told from it by names.
+    tied["lm_head.weight"] = tied["lm_head.weight"] + 1
+    with pytest.raises(MapError, match="different values"):
+        mapped(tmp_path, tied, "hf-to-t5-tf")
+    with pytest.raises(MapError, match="does not lead back"):
+        mapped(tmp_path, {**old, "decoder/logits/kernel": new["decoder/logits/kernel"]}, "t5-tf-to-hf")
+    encoder = {key: value for key, value in own.items() if key.startswith(("shared", "encoder"))}
+    back = mapped(tmp_path, encoder, "hf-to-t5-tf")
+    assert same(back, {key: value for key, value in new.items() if key.startswith(("shared", "encoder"))})
+
+
+def test_bert_parts(tmp_path: Path) -> None:
+    whole = noise(bert(1, 12, 31, places=16))
+    encoder = {key: value for key, value in whole.items() if key.startswith("bert/")}
+    there = mapped(tmp_path, encoder, "bert-tf1-to-hf")
+    assert len(there) == len(encoder) and all(key.startswith("bert.") for key in there)
+    assert same(mapped(tmp_path, there, "hf-to-bert-tf1"), encoder)
+    bare = {key.removeprefix("bert."): value for key, value in there.items()}
+    assert same(mapped(tmp_path, bare, "hf-to-bert-tf1"), encoder)
+    save_file(bare, tmp_path / "like.safetensors")
+    assert same(mapped(tmp_path, encoder, "bert-tf1-to-hf", like=str(tmp_path / "like.safetensors")), bare)
+    masked = {key: value for key, value in mapped(tmp_path, whole, "bert-tf1-to-hf").items() if "pooler" not in key}
+    masked = {key: value for key, value in masked.items() if "seq_relationship" not in key}
+    left_out = ("bert/pooler", "cls/seq_relationship")
+    wanted = {key: value for key, value in whole.items() if not key.startswith(left_out)}
+    assert same(mapped(tmp_path, masked, "hf-to-bert-tf1"), wanted)
+    masked["cls.predictions.decoder.weight"] = masked["cls.predictions.decoder.weight"] * 2
+    with pytest.raises(MapError, match="different values"):
+        mapped(tmp_path, masked, "hf-to-bert-tf1")
+
+
+def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
+    for recipe, arrays in (
+        ("bert-tf1-to-hf", noise(bert(1, 12, 31, places=16))),
+        ("gpt2-tf1-to-hf", noise(gpt2(1, 12, 31, 16))),
+        ("t5-tf-to-hf", noise(t5(1, 12, 20, 8, 2, 31))),
+    ):
+        with pytest.raises(MapError, match="'bert/encoder/adapter/kernel'"):
+            mapped(tmp_path, {**arrays, "bert/encoder/adapter/kernel": np.zeros((2, 2), np.float32)}, recipe)
+
+
+def test_the_embedding_is_what_is_stored(tmp_path: Path) -> None:
+    for recipe, original, embedding in (
+        ("bert-tf1-to-hf", bert(1, 12, 31, places=16), "bert.embeddings.word_embeddings.weight"),
+        ("gpt2-tf1-to-hf", gpt2(1, 12, 31, 16), "transformer.wte.weight"),
+        ("t5-tf-to-hf", t5(1, 12, 20, 8, 2, 31), "shared.weight"),
+    ):
+        save_file(noise(original), tmp_path / "source.safetensors")
+        made, _ = map_checkpoint(open_checkpoint(tmp_path / "source.safetensors"), [recipe])
+        save_checkpoint(made, tmp_path / "made.safetensors", force=True)
+        stored = load_file(tmp_path / "made.safetensors")
+        assert embedding in stored and not stored.keys() & {"lm_head.weight", "cls.predictions.decoder.weight"}
+        turned = "-to-".join(reversed(recipe.split("-to-")))
+        back, _ = map_checkpoint(open_checkpoint(tmp_path / "made.safetensors"), [turned], strict=True)
+        assert same({key: tensor.array() for key, tensor in back.items()}, noise(original))
+
+
+def test_tensorflow_1_knows_no_objects(tmp_path: Path) -> None:
+    save_file(noise(gpt2(1, 12, 31, 16)), tmp_path / "source.safetensors")
+    there, _ = map_checkpoint(open_checkpoint(tmp_path / "source.safetensors"), ["gpt2-tf1-to-hf"])
+    back, _ = map_checkpoint(there, ["hf-to-gpt2-tf1"])
+    save_checkpoint(back, tmp_path / "model.ckpt")
+    written = open_checkpoint(tmp_path / "model.ckpt")
+    assert same({key: tensor.array() for key, tensor in written.items()}, noise(gpt2(1, 12, 31, 16)))
+    assert not written.extras
+    index = (tmp_path / "model.ckpt.index").read_bytes()
+    assert b"OBJECT_GRAPH" not in index and b".ATTRIBUTES" not in index
+
+
+RULES = """
+schema = "wtool.map/1"
+[sides]
+a = "torch"
+b = "torch"
+[[tensor]]
+a = "{p*}.x"
+b = "{p*}.y"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('[[alias]]\na = "{p*}.z"', "needs one side and 'as'"),
+        ('[[alias]]\na = "{p*}.z"\nb = "{p*}.z"\nas = "{p*}.x"', "needs one side and 'as'"),
+        ('[[alias]]\na = "z"\nas = "{p*}.x"', "the slot '{p}' is not in 'z'"),
+        ('[[alias]]\na = "{p*}.z"\nas = "{p*}.x"\nto = 1', "no entry 'to'"),
+        ('[[tensor]]\na = "v"\nb = "v"\nwhen = { c = "w" }', "when names a side 'c'"),
+        ('[[tensor]]\na = "v"\nb = "v"\nwhen = { a = "{" }', "a brace that is no slot"),
+    ],
+)
+def test_faults_of_aliases_and_conditions(more: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(RULES + more, "mine")
+
+
+def test_an_alias_is_read_and_never_written() -> None:
+    recipe = parse_recipe(RULES + '[[alias]]\na = "{p*}.z"\nas = "{p*}.x"', "mine")
+    found = resolve(recipe, empty({"m.z": (2,), "n.x": (3,)}))
+    assert shapes_of(found) == {"m.y": (2,), "n.y": (3,)}
+    assert found.rows[0].sources == ("m.z",)
+    assert shapes_of(resolve(recipe.reverse(), empty({"m.y": (2,)}))) == {"m.x": (2,)}
+    with pytest.raises(MapError, match="two keys of it have one name"):
+        resolve(recipe, empty({"m.z": (2,), "m.x": (2,)}))
