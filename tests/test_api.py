@@ -152,7 +152,7 @@ def tied() -> Checkpoint:
         checkpoint_on(source, {}),
         tensors={
             key: LazyTensor.contiguous(key, dtype("f32"), (10,), source, at)
-            for key, at in (("tokens.w", 0), ("other", 40), ("head.w", 0))
+            for key, at in (("head.w", 0), ("other", 40), ("embed.w", 0))
         },
         sections=(),
     )
@@ -160,16 +160,16 @@ def tied() -> Checkpoint:
 
 def test_ties(tmp_path: Path) -> None:
     target = tmp_path / "m.safetensors"
-    with pytest.raises(TiedError, match=r"1 group of tied tensors, such as tokens\.w = head\.w"):
+    with pytest.raises(TiedError, match=r"1 group of tied tensors, such as embed\.w = head\.w"):
         save_checkpoint(tied(), target, tied="error")
     report = save_checkpoint(tied(), target, tied="duplicate")
-    assert set(open_checkpoint(target)) == {"head.w", "other", "tokens.w"} and report.losses == ()
+    assert set(open_checkpoint(target)) == {"head.w", "other", "embed.w"} and report.losses == ()
     twice = sum(slot.nbytes for slot in report.plan.plan.layout.slots)
     report = save_checkpoint(tied(), target, tied="keep-one", force=True)
     assert sum(slot.nbytes for slot in report.plan.plan.layout.slots) == twice - 40
-    for key in ("other", "tokens.w"):
+    for key in ("other", "embed.w"):
         assert open_checkpoint(target)[key].array().tobytes() == tied()[key].array().tobytes()
-    assert report.plan.tied == (("tokens.w", "head.w"),)
+    assert report.plan.tied == (("embed.w", "head.w"),)
 
 
 def test_losses_are_named_and_strict_refuses_them(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from wtool.errors import (
     WriteError,
     WtoolError,
 )
+from wtool.keys import natural
 from wtool.plan import WritePlan, plan_write
 from wtool.tensor import LazyTensor
 
@@ -121,7 +122,8 @@ def plan_save(
 
     `to` names the format when the target's suffix does not. `whole` is the checkpoint that `checkpoint` is a part of, so that
     what stays behind can be named. `tied` is a policy of TIED_POLICIES; the default keeps one copy where the format can say
-    so, and duplicates where it cannot. `metadata` is added to the checkpoint's own. `max_shard` is in bytes. `losses` are those of the operations before.
+    so, and duplicates where it cannot. `metadata` is added to the checkpoint's own. `max_shard` is in bytes. `losses` are
+    those of the operations before.
     """
     from wtool.formats import registry
 
@@ -140,8 +142,8 @@ def plan_save(
     _check_dtypes(checkpoint, adapter)
     _check_size(checkpoint)
     policy = tied or ("keep-one" if adapter.capabilities.ties else "duplicate")
-    # In the order of the checkpoint: an embedding comes before the head that is tied to it, and is what loaders look for.
-    groups = tuple(tuple(group) for group in checkpoint.tied())
+    keep = frozenset(key for step in checkpoint.history for key in getattr(step, "keeps", ()))
+    groups = tuple(tuple(sorted(group, key=lambda key: (key not in keep, natural(key)))) for group in checkpoint.tied())
     if groups and policy == "error":
         raise TiedError(
             f"{len(groups)} {'group' if len(groups) == 1 else 'groups'} of tied tensors, such as {' = '.join(groups[0][:3])}",
@@ -168,7 +170,7 @@ def plan_save(
         structure=_structure(checkpoint, adapter),
         max_shard=max_shard,
         folder=registry.is_folder_target(path),
-        keep=frozenset(key for step in checkpoint.history for key in getattr(step, "keeps", ())),
+        keep=keep,
     )
     sink = adapter.create(request)
     layout = sink.layout

@@ -22,8 +22,16 @@ class MapTensors:
 
     @property
     def keeps(self) -> frozenset[str]:
-        """Of keys with the same values, those that loaders look for: what a recipe names first, and what it did not fill."""
-        return frozenset(row.targets[0] for row in self.resolved.rows)
+        """Of keys with the same values, those that loaders look for: what a recipe names first, and what it did not fill.
+
+        Of two rows whose sources are tied already it is the earlier one: the embedding, before the head.
+        """
+        tensors = {tensor.key: tensor for tensor in self.resolved.tensors}
+        firsts: dict[object, str] = {}
+        for row in self.resolved.rows:
+            key = row.targets[0]
+            firsts.setdefault(tensors[key].identity or key, key)
+        return frozenset(firsts.values())
 
     def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
         tensors = {tensor.key: tensor for tensor in self.resolved.tensors}
