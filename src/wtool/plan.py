@@ -101,7 +101,7 @@ class WritePlan:
     @property
     def copied(self) -> int:
         """Bytes that are moved without being looked at."""
-        return sum(job.nbytes for job in self.jobs if isinstance(job, CopyJob))
+        return sum(job.nbytes for job in self.jobs if isinstance(job, CopyJob) and not hasattr(job.source, "stream"))
 
 
 def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:

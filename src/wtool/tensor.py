@@ -130,7 +130,7 @@ class LazyTensor:
         if self.kernels or len(self.boxes) != 1:
             return None
         box = self.boxes[0]
-        if not c_ordered(box.shape, box.strides):
+        if not c_ordered(box.shape, box.strides) or not getattr(box.source, "direct", True):
             return None
         return Span(box.source, box.offset, self.stored.nbytes(prod(self.spec.shape)))
 
@@ -180,24 +180,38 @@ class LazyTensor:
         inner = prod(shape[1:])
         return self.flat(start * inner, max(stop, start) * inner).reshape((max(stop - start, 0), *shape[1:]))
 
-    def flat(self, first: int, last: int) -> Array:
-        """The elements `first` to `last` in C order (bytes, for packed dtypes), in a new array."""
+    @property
+    def computed(self) -> bool:
+        """Whether values are made, not read: by kernels, or by a source that computes."""
+        return bool(self.kernels) or any(hasattr(box.source, "stream") for box in self.boxes)
+
+    def flat(self, first: int, last: int, room: Array | None = None) -> Array:
+        """The elements `first` to `last` in C order (bytes, for packed dtypes).
+
+        In a new array, or in `room`, an array of at least as many stored elements, if no kernel needs another.
+        """
         import numpy as np
 
         if self.dtype.itemsize and not self.stored.itemsize:  # a kernel unpacks: several values from a byte
             many = 8 // self.stored.bits
             unpacked = replace(self, spec=replace(self.spec, dtype=self.stored)).flat(first // many, -(-last // many))
             return unpacked[first % many :][: last - first]
-        block: Array = np.empty(max(last - first, 0), self.stored.numpy())
-        done = 0
-        for start, shape in ranges(self.grid, first, last):
-            count = prod(shape)
-            gather(self.boxes, start, block[done : done + count].reshape(shape))
-            done += count
+        count = max(last - first, 0)
+        block: Array = np.empty(count, self.stored.numpy()) if room is None else room[:count]
+        box = self.boxes[0]
+        if len(self.boxes) == 1 and c_ordered(box.shape, box.strides):
+            if count:
+                box.source.readinto(box.offset + first * block.itemsize, block.view(np.uint8).data)
+        else:
+            done = 0
+            for start, shape in ranges(self.grid, first, last):
+                some = prod(shape)
+                gather(self.boxes, start, block[done : done + some].reshape(shape))
+                done += some
         tally: Tally = {}
         for kernel in self.kernels:
             block = kernel(block, tally)
-        return block.copy()
+        return block.copy() if self.kernels and room is None else block
 
     def _stored_blocks(self, nbytes: int, stripe: int) -> Iterator[Array]:
         import numpy as np
@@ -207,6 +221,10 @@ class LazyTensor:
         step = max(nbytes // unit.itemsize, 1)
         box = self.boxes[0] if len(self.boxes) == 1 else None
         if box is not None and c_ordered(box.shape, box.strides):
+            whole = not box.offset and box.source.size == total * unit.itemsize
+            if whole and not getattr(box.source, "direct", True):
+                yield from box.source.stream(nbytes, stripe)  # type: ignore[attr-defined]
+                return
             buffer = np.empty(min(step, total), unit)
             view = buffer.view(np.uint8).data
             for first in range(0, total, step):

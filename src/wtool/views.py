@@ -6,7 +6,7 @@ of unlike kernels, cuts that do not divide one another) goes through Values, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -21,16 +21,20 @@ from wtool.tensor import LazyTensor, TensorSpec
 if TYPE_CHECKING:
     from wtool.boxes import Array
 
+_ROOM = 2 << 20  # bytes of all inputs that are worked on at once: they stay in the cache
+
 
 @dataclass(frozen=True)
 class Values:
     """A ByteSource of values that are computed: `function` of the equal ranges of `tensors`, which have one shape.
 
-    Without a function it is the one tensor, through its kernels, in C order.
+    Without a function it is the one tensor, through its kernels, in C order. The function gets flat arrays that are used
+    again, and answers with one of the first tensor's dtype (or of `dtype`).
     """
 
     tensors: tuple[LazyTensor, ...]
     function: Callable[..., Array] | None = None
+    dtype: DType | None = None
 
     @property
     def name(self) -> str:
@@ -38,26 +42,72 @@ class Values:
 
     @property
     def size(self) -> int:
-        return self.tensors[0].nbytes
+        return self._dtype.nbytes(self.tensors[0].elements)
+
+    @property
+    def direct(self) -> bool:
+        """Whether any range can be had at the cost of its length; else values are better streamed from first to last."""
+        return all(tensor.span is not None or (tensor.kernels and _plain(tensor)) for tensor in self.tensors)
+
+    @property
+    def _dtype(self) -> DType:
+        return self.dtype or self.tensors[0].dtype
 
     def pread(self, offset: int, nbytes: int) -> bytes:
-        item = self.tensors[0].dtype.numpy().itemsize
-        first, last = offset // item, -(-(offset + nbytes) // item)
-        parts = [tensor.flat(first, last) for tensor in self.tensors]
-        found = parts[0] if self.function is None else self.function(*parts)
-        skip = offset - first * item
-        return found.tobytes()[skip : skip + nbytes]
+        buffer = bytearray(nbytes)
+        self.readinto(offset, memoryview(buffer))
+        return bytes(buffer)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.pread(offset, len(buffer))
+        import numpy as np
+
+        item = self._dtype.numpy().itemsize
+        end = offset + len(buffer)
+        first, last = offset // item, -(-end // item)
+        step = max(_ROOM // (len(self.tensors) * item), 1)
+        rooms = [np.empty(min(step, last - first), tensor.stored.numpy()) for tensor in self.tensors]
+        for low in range(first, last, step):
+            high = min(low + step, last)
+            parts = [tensor.flat(low, high, room) for tensor, room in zip(self.tensors, rooms, strict=True)]
+            found = self._made(parts).view(np.uint8)
+            start, stop = max(low * item, offset), min(high * item, end)
+            buffer[start - offset : stop - offset] = found[start - low * item : stop - low * item].data
+
+    def stream(self, nbytes: int, stripe: int) -> Iterator[Array]:
+        """All values in turn, as LazyTensor.blocks; each tensor that must be gathered is in stripes of its own."""
+        count = max(nbytes // max(tensor.dtype.numpy().itemsize for tensor in self.tensors), 1)
+        share = max(stripe // len(self.tensors), 1)
+        streams = [t.blocks(count * t.dtype.numpy().itemsize, stripe=share) for t in self.tensors]
+        held: list[Array | None] = [None] * len(streams)
+        while True:
+            for at, stream in enumerate(streams):
+                if held[at] is None or not len(held[at]):  # type: ignore[arg-type]
+                    held[at] = next(stream, None)
+            if any(block is None for block in held):
+                return
+            blocks = [block for block in held if block is not None]
+            some = min(map(len, blocks))
+            yield self._made([block[:some] for block in blocks])
+            held = [block[some:] for block in blocks]
+
+    def _made(self, parts: list[Array]) -> Array:
+        return parts[0] if self.function is None else self.function(*parts)
 
 
-def computed(key: str, tensors: Sequence[LazyTensor], function: Callable[..., Array]) -> LazyTensor:
-    """An elementwise `function` of tensors of one shape and dtype; picklable if the function is."""
+def _plain(tensor: LazyTensor) -> bool:
+    """Whether the stored values, without kernels, lie as one run."""
+    return replace(tensor, kernels=()).span is not None
+
+
+def computed(
+    key: str, tensors: Sequence[LazyTensor], function: Callable[..., Array], dtype: DType | None = None
+) -> LazyTensor:
+    """An elementwise `function` of tensors of one shape; picklable if the function is. `dtype` of the outcome: the first's."""
     first = tensors[0]
-    if not first.dtype.itemsize:
-        raise UnsupportedError(f"'{first.key}' is {first.dtype}, packed: it cannot be computed with")
-    return LazyTensor.contiguous(key, first.dtype, first.shape, Values(tuple(tensors), function), 0)
+    odd = next((tensor for tensor in tensors if not tensor.dtype.itemsize), None)
+    if odd is not None:
+        raise UnsupportedError(f"'{odd.key}' is {odd.dtype}, packed: it cannot be computed with")
+    return LazyTensor.contiguous(key, dtype or first.dtype, first.shape, Values(tuple(tensors), function, dtype), 0)
 
 
 def filled(key: str, dtype: DType, shape: Shape, value: float) -> LazyTensor:
