@@ -28,7 +28,7 @@ FAMILIES = {
     "ops": {"errors", "dtypes", "keys", "report", "tensor", "checkpoint", "kernels", "maps"},
     "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "checkpoint", "kernels"},
     "render": {"report"},
-    "maps": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
+    "maps": {"errors", "bytesource", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
 }
 # A member may lean on another of its family where one format is made of another, or where a tool is shared by siblings.
 SHARED = {
@@ -36,7 +36,20 @@ SHARED = {
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast"},
     "ops": {"select", "rename", "cast"},
-    "analysis": {"parallel", "plain", "tree", "looks", "digest", "stats", "align", "compare", "diff", "diff_report", "changelog", "listing"},
+    "analysis": {
+        "parallel",
+        "plain",
+        "tree",
+        "looks",
+        "digest",
+        "stats",
+        "align",
+        "compare",
+        "diff",
+        "diff_report",
+        "changelog",
+        "listing",
+    },
     "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {
         "step",

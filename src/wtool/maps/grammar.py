@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wtool.errors import RecipeError
-from wtool.maps.kinds import Kind, substituted
+from wtool.maps.kinds import Kind, numbers_of, substituted
 from wtool.maps.places import placed
 from wtool.maps.rules import AliasRule, FillRule, ModuleRule, ShapeRule, TensorRule
 from wtool.maps.shapes import check_axes
@@ -95,7 +95,7 @@ class Grammar:
             raise RecipeError(f"module rule {number}: the slot '{{{name}}}' stands on one side only, not in '{where.source}'")
         kind = table.get("kind")
         if kind is not None:
-            if kind not in self.kinds:
+            if not isinstance(kind, str) or kind not in self.kinds:
                 raise RecipeError(f"there is no kind '{kind}'", hint="`wtool map list --kinds` names them")
             for layout in self.layouts:
                 if layout not in self.kinds[kind].layouts():
@@ -105,9 +105,9 @@ class Grammar:
             not 2 <= len(flatten) <= 4 or not all(re.fullmatch(r"[1-9][0-9]{0,8}|\$\w+", size) for size in flatten)
         ):
             raise RecipeError(f"flatten = '{table['flatten']}'", hint='the channels and the sizes before Flatten: "512 7 7"')
-        values = table_of(table.get("with", {}), f"with of module rule {number}")
+        values = numbers_of(table.get("with", {}), f"with of module rule {number}")
         name = f"module rule {number} ({left.source})"
-        return ModuleRule(name, (left, right), kind, tuple(flatten), dict(values), flag_of(table, "optional"))
+        return ModuleRule(name, (left, right), kind, tuple(flatten), values, flag_of(table, "optional"))
 
     def fill(self, number: int, table: Any) -> FillRule:
         table = _rule("fill", number, table, {*self.names, "value", "beside", "copy"})
@@ -120,7 +120,7 @@ class Grammar:
         if odd:
             raise RecipeError(f"fill rule {number}: the slot '{{{min(odd)}}}' is not in '{beside.source}'")
         value = table.get("value", 0)
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise RecipeError(f"fill rule {number}: the value is {value!r}")
         copy = None
         if "copy" in table:

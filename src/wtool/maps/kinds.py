@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from wtool.dtypes import BY_NAME
 from wtool.errors import MapError, RecipeError
 from wtool.maps.step import Step
 from wtool.maps.steps import backwards, parse_step
@@ -99,13 +100,18 @@ def _kind(name: str, table: Any) -> Kind:
     if not isinstance(table, Mapping) or not isinstance(table.get("leaf"), list) or not table["leaf"]:
         raise RecipeError(f"kind '{name}' has no leaves", hint=f"[[kind.{name}.leaf]] is one")
     _only(f"kind '{name}'", table, _KIND)
-    leaves = tuple(_leaf(name, leaf) for leaf in table["leaf"])
+    try:
+        leaves = tuple(_leaf(name, leaf) for leaf in table["leaf"])
+        words = _texts(table.get("words", []))
+    except RecipeError as error:
+        said = "" if f"kind '{name}'" in error.message else f"kind '{name}': "
+        raise RecipeError(said + error.message, hint=error.hint) from None
     return Kind(
         name,
         str(table.get("about", "")),
         leaves,
-        tuple(table.get("words", ())),
-        dict(table.get("vars", {})),
+        words,
+        numbers_of(table.get("vars", {}), f"vars of kind '{name}'"),
         bool(table.get("explicit", False)),
         bool(table.get("rare", False)),
     )
@@ -121,6 +127,8 @@ def _leaf(kind: str, table: Any) -> Leaf:
     given = table.get("ops", {})
     if isinstance(given, (str, list)):
         given = {layout: given for layout in names if layout != HUB}
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"ops of a leaf of kind '{kind}' is no table")
     ops = {layout: _texts(given[layout]) for layout in given}
     if "keras" in names:
         names.setdefault("object", names["keras"])
@@ -132,13 +140,39 @@ def _leaf(kind: str, table: Any) -> Leaf:
         for op in ops[layout]:
             parse_step(substituted(op, None))
     shape = tuple(str(table["shape"]).split()) if "shape" in table else None
-    return Leaf(names, ops, shape, bool(table.get("optional")), table.get("fill"), table.get("dtype"), table.get("wrong"))
+    fill, dtype = table.get("fill"), table.get("dtype")
+    if fill is not None and (not isinstance(fill, (int, float)) or isinstance(fill, bool)):
+        raise RecipeError(f"a leaf of kind '{kind}': the fill is {fill!r}, no number")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in BY_NAME):
+        raise RecipeError(f"a leaf of kind '{kind}': there is no dtype '{dtype}'", hint="one of " + ", ".join(BY_NAME))
+    wrong = table.get("wrong")
+    return Leaf(names, ops, shape, bool(table.get("optional")), fill, dtype, None if wrong is None else str(wrong))
+
+
+def numbers_of(value: Any, what: str) -> dict[str, int | str]:
+    """Variables: numbers, or texts (a `$name`, or what must be given). RecipeError for anything else, and for circles."""
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{what} is no table")
+    least = int(what == "[vars]")  # the number of a layer may be 0
+    for name, number in value.items():
+        if not isinstance(number, (int, str)) or isinstance(number, bool) or (isinstance(number, int) and number < least):
+            raise RecipeError(f"the variable '{name}' is {number!r}", hint="a whole number, or a text that says what it is")
+        seen = {name}
+        while isinstance(number, str) and number.startswith("$"):
+            if number[1:] in seen:
+                # `with = { m = "$m" }` takes the recipe's variable of that name.
+                if len(seen) == 1 and what.startswith("with"):
+                    break
+                raise RecipeError(f"the variable '{name}' leads to itself", hint="one of them must be a number or a sentence")
+            seen.add(number[1:])
+            number = value.get(number[1:])
+    return dict(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
     if (not texts and value != []) or not all(isinstance(text, str) for text in texts):
-        raise RecipeError(f"{value!r} is no text, nor a list of them")
+        raise RecipeError(f"'{value}' is no text, nor a list of them")
     return texts
 
 

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
-from wtool.errors import NotFoundError, RecipeError, UnreadableError
+from wtool.bytesource import LocalFile
+from wtool.errors import NotFoundError, RecipeError
 from wtool.maps.recipe import Recipe, parse_recipe
 
 _LARGEST = 4 << 20  # bytes of a recipe
@@ -51,18 +52,15 @@ def load(name: str) -> Recipe:
 def file_text(path: str) -> str:
     """The text of a recipe's file. NotFoundError, UnreadableError, RecipeError for what is no text."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST + 1)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        file = LocalFile(path)
+    except NotFoundError:
         known = [*names(), *map(turned_name, names())]
-        near = [name for name in known if name in path or path in name] or get_close_matches(path, known, 1)
+        near = [name for name in known if path and (name in path or path in name)] or get_close_matches(path, known, 1)
         hint = f"did you mean {near[0]}?" if near else "`wtool map list` names the recipes; anything else is a file"
         raise NotFoundError(f"there is no recipe or file '{path}'", hint=hint) from None
-    except OSError as error:
-        raise UnreadableError(f"cannot be read: {error.strerror}", path=path) from None
-    if len(data) > _LARGEST:
+    if file.size > _LARGEST:
         raise RecipeError("is too large for a recipe", path=path)
     try:
-        return data.decode()
+        return file.pread(0, file.size).decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise RecipeError(f"is no text: byte {error.start} is not UTF-8", path=path) from None

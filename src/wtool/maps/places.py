@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from wtool.errors import RecipeError
@@ -58,25 +58,31 @@ def line_of(text: str, error: RecipeError) -> int | None:
         below = error.what + "."
         stop = next((at for at, (_, name) in known.items() if at > start and not name.startswith(below)), len(lines))
         return _search(lines, quoted, range(start, stop)) or start + 1
-    table = re.search(r"\[(\w+)\]|(?:table|kind|side|variable) '([^']+)'", error.message)
+    table = re.search(r"\[(\w+)\]|(table|kind|side|variable) '([^']+)'", error.message)
     if table is not None:
-        name = table[1] or table[2]
-        for start, (_, header) in known.items():
-            if name in header.split("."):
-                stop = next((at for at in known if at > start), len(lines))
-                return _search(lines, [word for word in quoted if word != name], range(start + 1, stop)) or start + 1
+        name = {"side": "sides", "variable": "vars"}.get(table[2], table[1] or table[3])
+        starts = [at for at, (_, header) in known.items() if name in header.split(".")]
+        inside = [at for start in starts for at in range(start, next((at for at in known if at > start), len(lines)))]
+        if inside:
+            return _search(lines, [word for word in quoted if word != name], inside) or inside[0] + 1
     return _search(lines, quoted, range(len(lines)))
 
 
-def _search(lines: list[str], quoted: list[str], inside: range) -> int | None:
-    """The line with the most of these words; of several, the first."""
-    counts = {at: sum(word in lines[at] or _escaped(word) in lines[at] for word in quoted) for at in inside}
-    most = max(counts.values(), default=0)
-    return next((at + 1 for at, count in counts.items() if count == most), None) if most else None
+def _search(lines: list[str], quoted: list[str], inside: Iterable[int]) -> int | None:
+    """The first line with the first of these words, and of several such that with most of the others."""
+    best, line = [False], None
+    for at in inside:
+        found = [_stands(word, lines[at]) for word in quoted]
+        if found > best and any(found):
+            best, line = found, at + 1
+    return line
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+def _stands(word: str, line: str) -> bool:
+    """Whether the word is in the line, as itself or as TOML writes it; a name only where it is no part of another."""
+    if word.isidentifier():
+        return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", line) is not None
+    return word in line or word.replace("\\", "\\\\").replace('"', '\\"') in line
 
 
 def _headers(lines: list[str]) -> dict[int, tuple[bool, str]]:

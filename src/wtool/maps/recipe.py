@@ -10,7 +10,7 @@ from typing import Any
 from wtool.errors import RecipeError
 from wtool.keys import matcher
 from wtool.maps.grammar import Grammar, each, list_of, table_of, text_of
-from wtool.maps.kinds import LAYOUTS, Kind, kinds, shipped, variables
+from wtool.maps.kinds import LAYOUTS, Kind, kinds, numbers_of, shipped, variables
 from wtool.maps.places import in_toml, line_of
 from wtool.maps.rules import AliasRule as AliasRule
 from wtool.maps.rules import FillRule as FillRule
@@ -28,6 +28,7 @@ _TOP = {
     "names",
     "drop",
     "why",
+    "need",
     "fill",
     "shape",
     "alias",
@@ -38,13 +39,15 @@ _TOP = {
     "unmatched",
 }
 _UNMATCHED = ("error", "keep", "drop")
+Sentences = tuple[tuple[str, str], ...]  # (glob, sentence)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`sides` are (name, layout), the source first; `turned` says that this is the written recipe read backwards.
 
-    `whys` are (glob, sentence) by side: why a key that no rule takes has no partner.
+    `whys` are (glob, sentence) by side: why a key that no rule takes has no partner. `needs` likewise: a key must match the
+    glob, or the recipe does not hold, as the sentence says.
     """
 
     name: str
@@ -53,7 +56,8 @@ class Recipe:
     notes: tuple[str, ...] = ()
     vars: Mapping[str, int | str] = field(default_factory=dict)
     drop: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    whys: tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = ((), ())
+    whys: tuple[Sentences, Sentences] = ((), ())
+    needs: tuple[Sentences, Sentences] = ((), ())
     fills: tuple[FillRule, ...] = ()
     shapes: tuple[ShapeRule, ...] = ()
     aliases: tuple[AliasRule, ...] = ()
@@ -71,6 +75,7 @@ class Recipe:
             sides=(self.sides[1], self.sides[0]),
             drop=(self.drop[1], self.drop[0]),
             whys=(self.whys[1], self.whys[0]),
+            needs=(self.needs[1], self.needs[0]),
             fills=tuple(replace(fill, side=1 - fill.side) for fill in self.fills),
             shapes=tuple(replace(shape, side=1 - shape.side) for shape in self.shapes),
             aliases=tuple(replace(alias, side=1 - alias.side) for alias in self.aliases),
@@ -100,6 +105,7 @@ class Recipe:
             vars={**other.vars, **self.vars},
             drop=(self.drop[0] + other.drop[0], self.drop[1] + other.drop[1]),
             whys=(self.whys[0] + other.whys[0], self.whys[1] + other.whys[1]),
+            needs=(self.needs[0] + other.needs[0], self.needs[1] + other.needs[1]),
             fills=self.fills + other.fills,
             shapes=self.shapes + other.shapes,
             aliases=self.aliases + other.aliases,
@@ -142,9 +148,10 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
         sides,
         about=text_of(table.get("about", ""), "about"),
         notes=tuple(text_of(note, "a note") for note in list_of(table.get("notes", []), "notes")),
-        vars=_vars(table.get("vars", {})),
+        vars=numbers_of(table.get("vars", {}), "[vars]"),
         drop=_drops(table.get("drop", {}), sides),
-        whys=_whys(table.get("why", {}), sides),
+        whys=_sentences(table, "why", sides),
+        needs=_sentences(table, "need", sides),
         kinds=kinds(table_of(table.get("kind", {}), "kind"), shipped()),
         unmatched=unmatched,
     )
@@ -176,7 +183,7 @@ def _sides(value: Any) -> tuple[tuple[str, str], tuple[str, str]]:
     if len(table) != 2:
         raise RecipeError("[sides] must name two sides", hint='as in torch = "torch" and keras = "keras"')
     for name, layout in table.items():
-        if layout not in LAYOUTS:
+        if not isinstance(layout, str) or layout not in LAYOUTS:
             raise RecipeError(f"side '{name}': there is no layout '{layout}'", hint="one of " + ", ".join(LAYOUTS))
     one, two = table.items()
     return one, two
@@ -194,15 +201,6 @@ def _tables(value: Any) -> list[dict[str, list[str]]]:
         if twice is not None:
             raise RecipeError(f"table '{name}' has '{twice}' twice: it could not be read backwards")
     return [left, right]
-
-
-def _vars(value: Any) -> dict[str, int | str]:
-    """A number; a text that begins with $ (another variable); or any other text, which says what must be given."""
-    found = table_of(value, "vars")
-    for name, number in found.items():
-        if not isinstance(number, (int, str)) or isinstance(number, bool) or (isinstance(number, int) and number < 1):
-            raise RecipeError(f"the variable '{name}' is {number!r}", hint="a whole number, or a text that says what it is")
-    return dict(found)
 
 
 def _drops(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -223,18 +221,20 @@ def _drops(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...
     return found[0], found[1]
 
 
-def _whys(value: Any, sides: Sequence[tuple[str, str]]) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    table = table_of(value, "why")
+def _sentences(table: Mapping[str, Any], what: str, sides: Sequence[tuple[str, str]]) -> tuple[Sentences, Sentences]:
+    """[why] or [need]: by side, globs and what is said of them."""
+    found = table_of(table.get(what, {}), what)
     names = [name for name, _ in sides]
-    odd = next((name for name in table if name not in names), None)
+    odd = next((name for name in found if name not in names), None)
     if odd is not None:
-        raise RecipeError(f"[why] names a side '{odd}'", hint="the sides are " + " and ".join(names))
-    found = []
-    for name in names:
-        said = table_of(table.get(name, {}), f"why.{name}")
-        _drops({name: list(said)}, sides)
-        found.append(tuple((glob, text_of(sentence, f"why.{name}")) for glob, sentence in said.items()))
-    return found[0], found[1]
+        raise RecipeError(f"[{what}] names a side '{odd}'", hint="the sides are " + " and ".join(names))
+    said = [table_of(found.get(name, {}), f"{what}.{name}") for name in names]
+    _drops(dict(zip(names, map(list, said), strict=True)), sides)
+    one, two = (
+        tuple((glob, text_of(sentence, f"{what}.{name}")) for glob, sentence in globs.items())
+        for name, globs in zip(names, said, strict=True)
+    )
+    return one, two
 
 
 def used_variables(recipe: Recipe) -> list[str]:
