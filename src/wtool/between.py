@@ -20,8 +20,9 @@ from wtool.ops.map import MapTensors
 
 _BY_NAME = (
     "a functional Keras 3 model's restore() finds nothing in a file of names alone, and does not say so: convert with --like "
-    "CHECKPOINT, of a fresh model by tf.train.Checkpoint(model).write, or read this one with "
-    "tf.compat.v1.train.Saver({v.path: v.value for v in model.variables})"
+    "CHECKPOINT, of a fresh model by tf.train.Checkpoint(model).write, or read this one into its layers with "
+    "tf.train.Checkpoint(**{layer.name: layer for layer in model.layers}).read(PREFIX).assert_existing_objects_matched(), or "
+    "by name with tf.compat.v1.train.Saver({v.path: v.value for v in model.weights})"
 )
 
 
