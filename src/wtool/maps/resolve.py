@@ -9,7 +9,9 @@ from wtool import views
 from wtool.checkpoint import Checkpoint
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
-from wtool.maps.kinds import joined
+from wtool.keys import matcher
+from wtool.maps.flat import flat_doubts
+from wtool.maps.kinds import LAYOUTS, joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
 from wtool.maps.names import own_prefix, recipe_names, written_key
@@ -93,20 +95,26 @@ def resolve(
             raise _unmatched(
                 recipe, matched.left, _of_other_side(recipe, checkpoint, given, full_names or {}, len(matched.left))
             )
+        _check_needs(recipe, tensors)
         sizes: Sizes = {}
         variables = Variables(recipe, given)
         check_shapes(recipe.shapes, 0, tensors, variables, sizes)
         made, rows = _made(matched, tensors, None if like is None else like.shapes)
+        if not rows:
+            raise MapError(f"no rule of '{recipe.name}' matches a key", hint=_first(tensors))
+        odd = _odd(matched, tensors, LAYOUTS[source]) if unmatched is None and policy == "keep" else {}
+        if odd:
+            raise _unmatched(recipe, odd, None)
         kept = {name: _kept_name(name, source, target) for name in matched.left} if policy == "keep" else {}
         for name, onto in kept.items():
             _claim(made, onto, tensors[name].renamed(onto), name)
             rows.append(_kept(name, onto, tensors[name].shape))
         check_shapes(recipe.shapes, 1, made, variables, sizes)
         filled = _filled(matched.fills, made)
-        if not rows:
-            raise MapError(f"no rule of '{recipe.name}' matches a key", hint=_first(tensors))
         _check_back(recipe, matched, made, tensors, given, {fill.target for fill in matched.fills} | set(kept.values()))
-        warnings = _doubts(rows)
+        order = {name: place for place, name in enumerate(tensors)}
+        in_order = sorted(matched.rows, key=lambda row: order[row.sources[0]])
+        warnings = [*_doubts(rows), *flat_doubts(in_order, (source, target), tensors)]
         keys = {name: written_key(name, target) for name in made}
         own: tuple[LazyTensor, ...] = ()
         if like is not None:
@@ -156,6 +164,12 @@ def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
         raise MapError(f"the recipe '{recipe.name}' has no variable '{odd}'", hint=hint)
 
 
+def _check_needs(recipe: Recipe, names: Mapping[str, object]) -> None:
+    for glob, sentence in recipe.needs[0]:
+        if glob not in names and not any(map(matcher([glob]), names)):
+            raise MapError(f"it has no key '{glob}', which '{recipe.name}' needs", hint=sentence)
+
+
 def _made(
     matched: Matched, tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Shape] | None
 ) -> tuple[dict[str, LazyTensor], list[Mapped]]:
@@ -193,6 +207,19 @@ def _claim(made: dict[str, LazyTensor], name: str, tensor: LazyTensor, source: s
     if name in made:
         raise KeyClashError(f"'{made[name].key}' is made twice, the second time from '{source}'")
     made[name] = tensor
+
+
+def _odd(matched: Matched, tensors: Mapping[str, LazyTensor], separator: str) -> dict[str, str]:
+    """Keys that a recipe may not keep by itself, and why: they look like parts of layers, and have axes to rearrange."""
+    known = [key for row in matched.rows if row.evidence for key in row.sources]
+    known += [key for key, reason in matched.left.items() if reason]
+    homes = {key.rpartition(separator)[0]: key for key in known}
+    found = {}
+    for key, reason in matched.left.items():
+        home = key.rpartition(separator)[0]
+        if len(tensors[key].shape) > 1 and (reason or home in homes):
+            found[key] = reason or f"it stands beside '{homes[home]}', so it is part of a layer"
+    return found
 
 
 def _kept_name(name: str, source: str, target: str) -> str:
