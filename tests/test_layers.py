@@ -25,7 +25,7 @@ UP_TO_ADAPTER = {name for name, level in LEVEL.items() if level <= LEVEL["adapte
 FAMILIES = {
     "formats": UP_TO_ADAPTER | {"kernels"},
     "kernels": {"dtypes", "errors"},
-    "ops": {"errors", "dtypes", "keys", "report", "tensor", "checkpoint", "kernels", "maps"},
+    "ops": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels", "maps"},
     "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "checkpoint", "kernels"},
     "render": {"report"},
     "maps": {"errors", "bytesource", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
@@ -34,8 +34,8 @@ FAMILIES = {
 SHARED = {
     "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
-    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast"},
-    "ops": {"select", "rename", "cast"},
+    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree"},
+    "ops": {"select", "rename", "cast", "linear", "map"},
     "analysis": {
         "parallel",
         "plain",
@@ -65,6 +65,7 @@ SHARED = {
         "rules",
         "library",
         "modules",
+        "flat",
         "match",
         "names",
     }

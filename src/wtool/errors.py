@@ -158,6 +158,18 @@ class DtypeError(WtoolError):
     code = "dtype"
 
 
+class MismatchError(WtoolError):
+    """Checkpoints that should be alike have other keys, shapes or integers."""
+
+    code = "mismatch"
+
+
+class NotFiniteError(WtoolError):
+    """A NaN or an infinity where values are computed with."""
+
+    code = "not-finite"
+
+
 class TiedError(WtoolError):
     """Tied tensors, and `--tied error` was asked for."""
 
