@@ -11,7 +11,6 @@ from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.keys import matcher
 from wtool.maps.flat import flat_doubts
-from wtool.keys import matcher
 from wtool.maps.kinds import LAYOUTS, joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
@@ -97,7 +96,6 @@ def resolve(
                 recipe, matched.left, _of_other_side(recipe, checkpoint, given, full_names or {}, len(matched.left))
             )
         _check_needs(recipe, tensors)
-        _check_needs(recipe, tensors)
         sizes: Sizes = {}
         variables = Variables(recipe, given)
         check_shapes(recipe.shapes, 0, tensors, variables, sizes)
@@ -164,12 +162,6 @@ def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
     if odd is not None:
         hint = "it has " + ", ".join(sorted(known)) if known else "it has none"
         raise MapError(f"the recipe '{recipe.name}' has no variable '{odd}'", hint=hint)
-
-
-def _check_needs(recipe: Recipe, names: Mapping[str, object]) -> None:
-    for glob, sentence in recipe.needs[0]:
-        if glob not in names and not any(map(matcher([glob]), names)):
-            raise MapError(f"it has no key '{glob}', which '{recipe.name}' needs", hint=sentence)
 
 
 def _check_needs(recipe: Recipe, names: Mapping[str, object]) -> None:
