@@ -151,7 +151,15 @@ def judged(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         loaded = ""
     except RuntimeError as error:
         loaded = str(error)
-    pairs = list(zip(outputs(theirs, case["family"]), outputs(ours, case["family"]), strict=True))
+    hub = folder / "hub"
+    theirs.config.save_pretrained(hub)
+    wtool(str(folder / "model.ckpt"), str(hub / "model.safetensors"), "--map", case["recipe"])
+    hubs, info = type(theirs).from_pretrained(hub, output_loading_info=True)
+    pairs = [
+        pair
+        for model in (ours, hubs.eval())
+        for pair in zip(outputs(theirs, case["family"]), outputs(model, case["family"]), strict=True)
+    ]
 
     back = {}
     turned = "-to-".join(reversed(case["recipe"].split("-to-")))
@@ -166,7 +174,7 @@ def judged(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         "wrong": unlike(wanted, mine),
         "dropped": report["dropped"],
         "warnings": report["stderr"],
-        "loaded": loaded,
+        "loaded": loaded + "".join(map(str, (*info["missing_keys"], *info["mismatched_keys"]))),
         "diff": max(float((one - two).abs().max()) for one, two in pairs),
         "scale": max(float(one.abs().max()) for one, _ in pairs),
         "back": back,

@@ -312,18 +312,28 @@ def test_from_pretrained(tmp_path: Path) -> None:
     cls |= {f"cls.predictions.transform.LayerNorm.{leaf}" for leaf in ("weight", "bias")}
     small = {**BERT, "num_hidden_layers": 2}
     for recipe, original, config, classes in (
-        ("bert-tf1-to-hf", bert(2, 12, 31, places=16), small, {"BertForPreTraining": set(), "BertModel": set()}),
+        (
+            "bert-tf1-to-hf",
+            bert(2, 12, 31, places=16),
+            small,
+            {"BertForPreTraining": set(), "BertForMaskedLM": set(), "BertModel": set()},
+        ),
         ("bert-tf1-to-hf", bert(2, 12, 31, "none", 16), small, {"BertModel": set(), "BertForMaskedLM": cls}),
         ("bert-tf1-to-hf", bert(2, 12, 31, "classifier", 16), small, {"BertForSequenceClassification": set()}),
         ("bert-tf1-to-hf", bert(2, 12, 31, "squad", 16), small, {"BertForQuestionAnswering": set()}),
         ("bert-tf1-to-hf", bert(2, 12, 31, "none", 16), small, {"BertForSequenceClassification": head}),
         ("gpt2-tf1-to-hf", gpt2(2, 12, 31, 16), {**GPT2, "n_layer": 2}, {"GPT2LMHeadModel": set(), "GPT2Model": set()}),
-        ("t5-tf-to-hf", t5(2, 12, 20, 8, 2, 31), {**T5, "num_layers": 2}, {"T5ForConditionalGeneration": set()}),
+        (
+            "t5-tf-to-hf",
+            t5(2, 12, 20, 8, 2, 31),
+            {**T5, "num_layers": 2},
+            {"T5ForConditionalGeneration": set(), "T5EncoderModel": set()},
+        ),
         (
             "t5-tf-to-hf",
             t5(2, 12, 20, 8, 2, 31, gated=True),
             {**T5_11, "num_layers": 2},
-            {"T5ForConditionalGeneration": set()},
+            {"T5ForConditionalGeneration": set(), "T5EncoderModel": set()},
         ),
     ):
         for name, lacking in classes.items():
