@@ -319,8 +319,13 @@ def wrong(shapes: Shapes) -> dict[str, tuple[str, Shapes]]:
 @pytest.mark.parametrize("name", wrong({}))
 def test_other_models_are_refused(name: str) -> None:
     recipe, shapes = wrong(unet(**{**UNETS["sd1"], "width": 8}))[name]
-    with pytest.raises(MapError):
+    with pytest.raises(MapError) as told:
         resolve(load(recipe), empty(shapes))
+    said = {"XL": "sdxl-unet", "1.x": "sd1-unet-to-diffusers is for", "OpenCLIP": "OpenCLIP"}
+    assert said.get(name, "") in told.value.message
+    if name not in ("self-attention alone", "a VAE of five levels"):  # what is left is whole there
+        with pytest.raises(MapError):
+            resolve(load(recipe), empty(shapes), unmatched="drop")
 
 
 def test_other_models_are_refused_on_the_way_back() -> None:
