@@ -178,6 +178,20 @@ def test_optional_is_true_or_false() -> None:
     assert not found.unused
 
 
+def test_a_recipe_of_ones_own_extends_one_with_its_own_kinds() -> None:
+    text = """
+        schema = "wtool.map/1"
+        extends = ["resnet50-torchvision-to-keras"]
+        sides = { torch = "torch", keras = "keras" }
+        module = [{ torch = "head", keras = "mine" }]
+        """
+    model = resnet((1, 1, 1, 1))
+    torch = {key.replace("fc.", "head."): shape for key, shape in model.torch.items()}
+    found = resolve(parse_recipe(text, "mine"), headers(torch))
+    assert {tensor.key for tensor in found.tensors} == {key.replace("predictions/", "mine/") for key in model.keras}
+    assert not found.unused
+
+
 @dataclass(frozen=True)
 class Family:
     """`wrong` is the torch model as torchvision makes it, where that computes something else with Keras' weights."""

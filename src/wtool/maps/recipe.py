@@ -98,9 +98,11 @@ class Recipe:
         return any(text.startswith(prefix) for text in (*texts, *self.drop[0]))
 
     def behind(self, other: Recipe) -> Recipe:
-        """This recipe with the rules of another, of the same layouts, behind its own."""
+        """This recipe with the rules of another, of the same layouts, behind its own; its own kinds win."""
+        own = {name: kind for name, kind in self.kinds.items() if shipped().get(name) is not kind}
         return replace(
             self,
+            kinds={**other.kinds, **own},
             notes=(*self.notes, *(note for note in other.notes if note not in self.notes)),
             vars={**other.vars, **self.vars},
             drop=(self.drop[0] + other.drop[0], self.drop[1] + other.drop[1]),
