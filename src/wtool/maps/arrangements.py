@@ -71,7 +71,7 @@ class Rearrange(Step):
         names = [name for group in self.left for name in group if name != "1"]
         unknown = [name for name in names if name not in known]
         if unknown:
-            variable = dict(self.asked).get(unknown[0])
+            variable = next((variable for name, variable in self.asked if name in unknown), None)
             if variable is not None:
                 raise MapError(
                     f"the variable '{variable}' is not set: '{self.text}' of {shown(tensor)} needs it",

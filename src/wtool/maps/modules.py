@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,7 +30,10 @@ _NEAR = 2  # parts of a module's name, from its end, that are looked at for word
 
 @dataclass(frozen=True)
 class Row:
-    """Some keys become others by these steps. `doubt` says what was assumed, if anything was; `rule` where it is written."""
+    """Some keys become others by these steps. `doubt` says what was assumed, if anything was; `rule` where it is written.
+
+    `kind` is the module's, which the rule told or which was inferred; empty for a tensor rule.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -38,6 +41,8 @@ class Row:
     rule: str
     evidence: str = ""
     doubt: str = ""
+    kind: str = ""
+    told: bool = False
 
 
 @dataclass
@@ -74,7 +79,8 @@ def match_modules(
     written = module_kinds(recipe.kinds, layouts) if rule.kind is None else [recipe.kinds[rule.kind]]
     known = [kind.named(values({**kind.vars, **rule.values})) for kind in written]
     made = Made()
-    paths = _paths(names, known, layouts[0])
+    start = source.parts[0] if source.parts and isinstance(source.parts[0], str) else ""
+    paths = _paths([name for name in names if start in name], known, layouts[0])
     alike: dict[object, list[Kind]] = {}  # modules of the same leaves and shapes are of the same kinds
     for path in sorted(paths, key=lambda path: path.count(LAYOUTS[layouts[0]])):
         bound = source.match(path) if path or not source.parts else None
@@ -98,11 +104,15 @@ def match_modules(
             choice = place.choose(fitting, present, likely, made) if fitting else None
         if choice is not None:
             place.take(choice, made)
+    stems = {stem for kind in written for stem in _stems(kind, layouts[0])}
     for key in names:
-        for kind in written if key not in made.reasons else ():
-            for name, value in another(kind, layouts[0], key).items():
-                hint = f"a rule with kind = '{kind.name}' and with = {{ {name} = {value} }} takes it"
-                made.reasons.setdefault(key, f"{name} {value} of a {kind.name}: {hint}")
+        if key not in made.reasons and any(stem in key for stem in stems):
+            near = key.rpartition(LAYOUTS[layouts[0]])[0]
+            beside = {row.kind for row in made.rows if row.sources[0].rpartition(LAYOUTS[layouts[0]])[0] == near}
+            for kind in sorted(written, key=lambda kind: kind.name not in beside):
+                for name, value in another(kind, layouts[0], key).items():
+                    hint = f"a rule with kind = '{kind.name}' and with = {{ {name} = {value} }} takes it"
+                    made.reasons.setdefault(key, f"{name} {value} of a {kind.name}: {hint}")
     for path, keys in paths.items():
         for key in keys:
             if key in names and path and source.match(path) is not None and key not in made.reasons:
@@ -117,7 +127,12 @@ def _has_leaves(kind: Kind, layout: str, here: frozenset[str], present: frozense
     return needed <= here and present <= known
 
 
-def _paths(names: Mapping[str, None], kinds: list[Kind], layout: str) -> dict[str, dict[str, str]]:
+def _stems(kind: Kind, layout: str) -> list[str]:
+    """What stands before the first variable in the names of a kind's leaves that have one."""
+    return [name.partition("$")[0] for leaf in kind.leaves for name in leaf.names.get(layout, ()) if "$" in name]
+
+
+def _paths(names: Iterable[str], kinds: list[Kind], layout: str) -> dict[str, dict[str, str]]:
     """Modules by path, with those of their keys that a kind knows, and the leaves that these are."""
     leaves = dict.fromkeys(name for kind in kinds for leaf in kind.leaves for name in leaf.names.get(layout, ()))
     separator = LAYOUTS[layout]
@@ -218,7 +233,8 @@ class _Place:
                 made.dropped += keys
                 continue
             targets = tuple(joined(target, self.onto, name) for name in onto)
-            made.rows.append(Row(keys, targets, tuple(self._steps(choice.kind, leaf)), self.rule.name, *choice[1:]))
+            steps, told = tuple(self._steps(choice.kind, leaf)), self.rule.kind is not None
+            made.rows.append(Row(keys, targets, steps, self.rule.name, *choice[1:], choice.kind.name, told))
 
     def _keys(self, leaf: Leaf) -> tuple[str, ...] | None:
         names = leaf.names.get(self.layouts[0])
@@ -279,6 +295,8 @@ class _Place:
             there = self._steps_back(kind, leaf)
             tensors = chain(there, [self.tensors[key] for key in keys], Wanted(len(leaf.names[HUB])))
         except MapError as error:
+            if wrong and not sizes and self._contradicted(leaf, keys):
+                raise MapError(f"{self.rule.name}: {error.message}", hint="leave --set out: the file tells it") from None
             return wrong if wrong and sizes else error.message
         for tensor in tensors:
             if len(tensor.shape) != len(leaf.shape) or not all(
@@ -286,6 +304,17 @@ class _Place:
             ):
                 return wrong or f"'{keys[0]}' has the shape {list(self.tensors[keys[0]].shape)}"
         return ""
+
+    def _contradicted(self, leaf: Leaf, keys: tuple[str, ...]) -> bool:
+        """Whether it is the variables' numbers that do not fit: without them the leaf would."""
+        if not any("$" in op for op in leaf.ops.get(self.layouts[0], ())):
+            return False
+        try:
+            steps = leaf_steps(leaf, self.layouts[0], HUB, {})
+            chain(steps, [self.tensors[key] for key in keys], Wanted(len(leaf.names[HUB])))
+        except MapError:
+            return False
+        return True
 
     def _steps_back(self, kind: Kind, leaf: Leaf) -> list[Step]:
         if self.rule.flatten and leaf is kind.leaves[0]:
