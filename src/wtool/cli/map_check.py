@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from wtool.api import open_checkpoint
 from wtool.between import full_names, map_checkpoint, variable_names
@@ -36,6 +36,7 @@ class Checked:
     back: str | None = None
     came_back: int = 0
     strict: bool = False
+    given: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def check(
     """The recipe of this name or file, on the headers of `on`. WtoolError where no answer can be given."""
     recipe = load(name)
     recipe = recipe.reverse() if reverse else recipe
-    found = Checked(name, recipe, on, like, strict=strict)
+    found = Checked(name, recipe, on, like, strict=strict, given=given)
     if on is None:
         return found
     known = variable_names(recipe)
@@ -88,19 +89,13 @@ def check(
 
 
 def _at_fault(found: Checked, fault: WtoolError, part: Checkpoint, whole: Checkpoint, given: Mapping[str, int]) -> Checked:
-    """What can be said although it does not fit: the rows that do, the keys left over, and whether it fits backwards."""
+    """What can be said although it does not fit: the rows that do, and the keys left over."""
     found = replace(found, fault=fault)
     try:
         _, (resolved,) = map_checkpoint(part, [found.recipe], given=given, unmatched="drop", whole=whole)
-        return replace(found, resolved=resolved, unmatched=resolved.lost)
-    except WtoolError:
-        pass
-    try:
-        map_checkpoint(part, [found.recipe.reverse()], given=given, whole=whole)
     except WtoolError:
         return found
-    fault.hint = f"it fits backwards, as a recipe from {found.recipe.sides[1][0]} to {found.recipe.sides[0][0]}: --reverse"
-    return found
+    return replace(found, resolved=resolved, unmatched=resolved.lost)
 
 
 def _back(

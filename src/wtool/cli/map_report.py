@@ -154,15 +154,15 @@ def check_report(found: Checked) -> Report:
         said = "is a recipe"
     else:
         said = f"{'fits' if found.fits else 'does not fit'} {found.on}"
-    blocks: list[Block] = [_facts(recipe)]
+    blocks: list[Block] = [_facts(recipe, found.given, asked=found.on is None)]
     if resolved is not None:
         blocks += mapped_blocks(done)
         blocks.append(_outcome(data, found))
     if fault is not None:
-        blocks.append(Note(f"it does not fit: {fault.message}", "danger"))
+        blocks.append(Note(f"it does not fit: {fault.message}"))
         if fault.hint:
             blocks.append(Note(f"hint: {fault.hint}"))
-    blocks += [Note(doubt, "danger" if found.strict else "warning") for doubt in found.doubts]
+    blocks += [Note(doubt, "warning") for doubt in found.doubts]
     blocks += [Note(f"note: {note}") for note in recipe.notes]
     return Report("wtool.map-check/1", f"{recipe.name} {said}", data, tuple(blocks), exit_code=int(found.fits is False))
 
@@ -172,7 +172,13 @@ def _outcome(data: Mapping[str, Any], found: Checked) -> Facts:
     counts = [f"{exact.count(kind):,} {kind}" for kind in ("exact", "function", "lossy") if kind in exact]
     rows = [("mapped", ", ".join(counts) or "nothing")]
     dropped = [key for key in data["dropped"] if key not in set(found.unmatched)]
-    keys = (("dropped", dropped), ("filled", data["filled"]), ("unmatched", data["unmatched"]), ("unused", data["unused"]))
+    kept = found.resolved is not None and bool(found.resolved.kept)
+    keys = (
+        ("dropped", dropped),
+        ("filled", data["filled"]),
+        ("kept" if kept else "unmatched", data["unmatched"]),
+        ("unused", data["unused"]),
+    )
     for word, some in keys:
         if some:
             more = f" and {len(some) - _FEW:,} more" if len(some) > _FEW else ""
@@ -182,19 +188,20 @@ def _outcome(data: Mapping[str, Any], found: Checked) -> Facts:
     return Facts(tuple(rows))
 
 
-def _facts(recipe: Recipe) -> Facts:
-    rows = [("about", recipe.about or "-")]
+def _facts(recipe: Recipe, given: Mapping[str, int] | None = None, *, asked: bool = True) -> Facts:
+    """What a recipe is. `given` are variables that were set; `asked`: with those that it would ask for."""
+    rows = [("about", recipe.about)] if recipe.about else []
     rows.append(("sides", " -> ".join(f"{name} ({layout})" for name, layout in recipe.sides)))
     counts = (("module", recipe.modules), ("tensor", recipe.tensors), ("fill", recipe.fills))
     rows.append(("rules", ", ".join(f"{len(rules)} {word}" for word, rules in counts if rules)))
-    given = []
+    known = []
     for name in _variables(recipe):
-        value = recipe.vars.get(name)
+        value = (given or {}).get(name, recipe.vars.get(name))
         if isinstance(value, int) or (isinstance(value, str) and value.startswith("$")):
-            given.append(f"{name} = {value}")
-        else:
-            rows.append(("must be set", f"{name}: {value or 'the recipe does not say what it is'}"))
-    return Facts((*rows, *((("variables", ", ".join(given)),) if given else ())))
+            known.append(f"{name} = {value}")
+        elif asked:
+            rows.append(("asks for", f"{name}: {value or 'the recipe does not say what it is'}"))
+    return Facts((*rows, *((("variables", ", ".join(known)),) if known else ())))
 
 
 def _outline(recipe: Recipe) -> dict[str, Any]:
