@@ -179,7 +179,7 @@ def test_heads_must_be_said_and_fit() -> None:
         assert "num_attention_heads in config.json" in asked.message and asked.hint == "--set heads=N"
         forgotten = refused(name, there, heads=64)
         assert "is [1024, 8192], not [64*2*half, dim]: half is 64 in" in forgotten.message
-        assert forgotten.hint is not None and "--set heads and kv_heads" in forgotten.hint
+        assert forgotten.hint is not None and "--set heads=N --set kv_heads=N" in forgotten.hint
         assert "8192 is no multiple of 96" in refused(name, there, heads=48, kv_heads=8).message
         assert "half is 128 in" in refused(name, there, heads=32, kv_heads=8).message
     # What divides and agrees with itself is found out where the file has the frequencies.
