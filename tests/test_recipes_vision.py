@@ -237,12 +237,12 @@ FAMILIES = {
     "vgg16": Family(
         "vgg16-torchvision",
         "VGG16",
-        lambda vision: vision.Vgg(classes=CLASSES, size=(2, 1)),
+        lambda vision: vision.Vgg(classes=CLASSES, size=(2, 3)),
         None,
         "note: fc1",
-        image=(64, 32),
-        given=("--set", "height=2", "--set", "width=1"),
-        shapes=lambda: vgg(VGGS["16"], CLASSES, 2),
+        image=(64, 96),
+        given=("--set", "height=2", "--set", "width=3"),
+        shapes=lambda: vgg(VGGS["16"], CLASSES, 6),
     ),
 }
 
