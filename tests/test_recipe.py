@@ -229,7 +229,7 @@ ENTRIES = ["a", "b", "ops", "kind", "flatten", "with", "optional", "value", "bes
 ENTRIES += ["shape", "as", "words", "about", "fill", "vars", "wrong", "t"]
 TABLES = st.dictionaries(st.sampled_from(ENTRIES), VALUES, max_size=4)
 SECTIONS = ["about", "notes", "vars", "names", "drop", "why", "fill", "module", "tensor", "kind", "extends", "shape", "alias"]
-SECTIONS += ["unmatched", "sides"]
+SECTIONS += ["unmatched", "sides", "need"]
 
 
 def toml(value: object) -> str:
