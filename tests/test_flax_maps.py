@@ -357,3 +357,94 @@ def test_collections_and_separators(tmp_path: Path) -> None:
         assert np.array_equal(back["net.fc.weight"], kernel.T)
     with pytest.raises(MapError, match="matches no rule"):
         through({"params.fc.kernel": kernel, "cache.fc.index": np.ones(2, "f4")}, "flax-to-torch", tmp_path, "cache")
+
+
+LISTS = """
+schema = "wtool.map/1"
+extends = "torch-to-{layout}"
+[sides]
+torch = "torch"
+{layout} = "{layout}"
+[[module]]
+torch = "{torch}"
+{layout} = "{other}"
+"""
+
+
+def test_lists_of_layers_have_other_names(tmp_path: Path) -> None:
+    values = {"blocks.0.fc.weight": np.ones((2, 3), "f4"), "blocks.11.fc.weight": np.ones((4, 3), "f4")}
+    text = LISTS.format(layout="flax", torch="blocks.{i}.{path*}", other="blocks_{i}.{path*}")
+    made, _ = through(values, parse_recipe(text, "own"), tmp_path, "linen")
+    assert made.keys() == {"params.blocks_0.fc.kernel", "params.blocks_11.fc.kernel"}
+    text = LISTS.format(layout="nnx", torch="{path*}.{i}", other="{path*}.layers.{i}")
+    values = {
+        "net.0.weight": np.ones((2, 3), "f4"),
+        "net.2.weight": np.ones((3, 2), "f4"),
+        "out.weight": np.ones((2, 2), "f4"),
+    }
+    made, _ = through(values, parse_recipe(text, "own"), tmp_path, "nnx")
+    assert made.keys() == {"net.layers.0.kernel", "net.layers.2.kernel", "out.kernel"}
+
+
+def test_nnx_is_the_same_function_both_ways(tmp_path: Path) -> None:
+    """The state of an NNX model, as nnx.to_pure_dict and flatten_dict give it; random states are no weights."""
+    nnx = pytest.importorskip("flax.nnx")
+    rngs, nn = nnx.Rngs(0), torch.nn
+
+    def layer(kind: Any, *args: Any, **options: Any) -> Any:
+        return kind(*args, rngs=rngs, **options)
+
+    attention = layer(nnx.MultiHeadAttention, 2, 8, decode=False)
+    table = {
+        "fc": Case(nn.Linear(5, 3), layer(nnx.Linear, 5, 3), (4, 5), same, same),
+        "conv": Case(nn.Conv2d(3, 5, 3, padding=1), layer(nnx.Conv, 3, 5, (3, 3), padding=1), (2, 3, 6, 7)),
+        "deconv": Case(
+            nn.ConvTranspose2d(3, 5, 3, 2), layer(nnx.ConvTranspose, 3, 5, (3, 3), 2, padding="VALID"), (2, 3, 4, 5)
+        ),
+        "bn": Case(nn.BatchNorm2d(4), layer(nnx.BatchNorm, 4, use_running_average=True), (2, 4, 5, 5)),
+        "gn": Case(nn.GroupNorm(3, 6), layer(nnx.GroupNorm, 6, 3, epsilon=1e-5), (2, 6, 4, 4)),
+        "rms": Case(nn.RMSNorm(6, 1e-6), layer(nnx.RMSNorm, 6), (4, 6), same, same),
+        "prelu": Case(nn.PReLU(), nnx.PReLU(), (4, 6), same, same),
+        "embed": Case(nn.Embedding(11, 5), layer(nnx.Embed, 11, 5), (), same, same),
+        "lstm": Case(nn.LSTM(4, 3, batch_first=True), nnx.RNN(layer(nnx.OptimizedLSTMCell, 4, 3)), (2, 6, 4), same, same),
+        "rnn": Case(nn.RNN(4, 3, batch_first=True), nnx.RNN(layer(nnx.SimpleCell, 4, 3)), (2, 6, 4), same, same),
+        "attn": Case(nn.MultiheadAttention(8, 2, batch_first=True), attention, (2, 5, 8), same, same),
+    }
+    model = nn.ModuleDict({name: case.torch for name, case in table.items()})
+    load(model, shuffled(numbers(model), 1))
+    dice = np.random.default_rng(2)
+
+    def compare() -> None:
+        for name, case in table.items():
+            values = dice.standard_normal(case.shape).astype(np.float32) if case.shape else np.arange(11)
+            ours, theirs = torch_output(case, values), case.out(np.asarray(case.flax(case.into(values))))
+            assert np.abs(ours - theirs).max() <= 2e-6 * max(np.abs(ours).max(), 1.0), name
+
+    def update(arrays: Mapping[str, Any]) -> None:
+        for name, case in table.items():
+            state = nnx.state(case.flax)
+            pure = {key.removeprefix(name + "."): value for key, value in arrays.items() if key.startswith(name + ".")}
+            own = {key: value for key, value in flatten_dict(nnx.to_pure_dict(state)).items() if "rngs" in key}
+            assert unflatten_dict({**unflat(pure), **own}).keys() == nnx.to_pure_dict(state).keys()
+            nnx.replace_by_pure_dict(state, unflatten_dict({**unflat(pure), **own}))
+            nnx.update(case.flax, state)
+
+    def unflat(pure: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+        return {tuple(key.split(".")): value for key, value in pure.items()}
+
+    made, _ = through(numbers(model), "torch-to-nnx", tmp_path, "nnx", heads=2)
+    update(made)
+    compare()
+    state = {
+        f"{name}.{key}": np.asarray(value)
+        for name, case in table.items()
+        for key, value in flatten_dict(nnx.to_pure_dict(nnx.state(case.flax)), sep=".").items()
+        if not key.endswith("rngs.key")
+    }
+    assert made.keys() == {key for key in state if "rngs" not in key}
+    other = shuffled(state, 3)
+    update({key: value for key, value in other.items() if "rngs" not in key})
+    back, there = through(other, "nnx-to-torch", tmp_path, "torch", heads=2)
+    assert there.dropped == ("lstm.rngs.count", "rnn.rngs.count")
+    load(model, back)
+    compare()

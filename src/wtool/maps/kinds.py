@@ -21,11 +21,12 @@ LAYOUTS = {
     "object": "/",
     "tf1": "/",
     "flax": ".",
+    "nnx": ".",
     "mlx": ".",
 }  # layout -> what divides the parts of a key
 HUB = "torch"
 _COLLECTION = "params"
-_LEAF = {"torch", "keras", "object", "flax", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
+_LEAF = {"torch", "keras", "object", "flax", "nnx", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
 _KIND = {"about", "words", "vars", "leaf", "explicit", "rare"}
 _LONG = 4  # letters of a word that is looked for inside other words
 _VARIABLE = re.compile(r"\$(\{)?([A-Za-z_][A-Za-z0-9_]*)(?(1)\})")  # $heads or ${heads}

@@ -28,17 +28,18 @@ def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, s
     - keras: the variable's path. An object-based checkpoint has it as full_name; MapError if two variables share one there.
     - object: the path in the object graph, without `/.ATTRIBUTES/VARIABLE_VALUE`, through the model and no optimizer.
     - flax: parts divided by `.`; `params` stands in front where no collection is named.
+    - nnx: parts divided by `.`; there are no collections.
     - torch, mlx: the key.
     """
     if layout == "keras" and any(key.endswith(TF_SUFFIX) for key in checkpoint):
         names = {key: full_names.get(key) or short_key(key) for key in checkpoint}
         _unique(names, checkpoint)
         return names
-    if layout == "flax":
+    if layout in ("flax", "nnx"):
         slashed = not any("." in key for key in checkpoint)
         names = {key: key.replace("/", ".") if slashed else key for key in checkpoint}
         starts = tuple(collection + "." for collection in _COLLECTIONS)
-        if not any(name.startswith(starts) for name in names.values()):
+        if layout == "flax" and not any(name.startswith(starts) for name in names.values()):
             names = {key: f"params.{name}" for key, name in names.items()}
         return names
     paths = full_names.paths if layout == "object" and isinstance(full_names, GraphNames) else {}

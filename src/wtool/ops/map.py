@@ -8,7 +8,7 @@ from wtool.checkpoint import Checkpoint, Section, Warning
 from wtool.maps.resolve import Resolved
 
 # What Hugging Face's loaders look for in a safetensors file, by layout.
-_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "flax", "mlx": "mlx"}
+_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "flax", "nnx": "flax", "mlx": "mlx"}
 
 # TensorFlow 1 knew no objects, and those who read its files take every key for a variable.
 _NO_GRAPH = b""
