@@ -12,8 +12,9 @@ loading complained of, diff and scale: of the outputs, back: way -> {wrong: vari
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,17 @@ from transformers.models.bert.modeling_bert import BertModel, load_tf_weights_in
 from transformers.models.gpt2.modeling_gpt2 import load_tf_weights_in_gpt2
 from transformers.models.t5.modeling_t5 import load_tf_weights_in_t5
 
+from wtool.cli.app import run
+
 Arrays = dict[str, Any]
 
 
 def wtool(*args: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-m", "wtool", "convert", *args, "--json"], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"wtool convert {' '.join(args)}: {done.returncode}\n{done.stdout}{done.stderr}")
-    return {**json.loads(done.stdout), "stderr": done.stderr}
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = run(["convert", *args, "--json"])
+    if code:
+        raise SystemExit(f"wtool convert {' '.join(args)}: {code}\n{out.getvalue()}{err.getvalue()}")
+    return {**json.loads(out.getvalue()), "stderr": err.getvalue()}
 
 
 def random(shapes: dict[str, list[int]]) -> Arrays:
