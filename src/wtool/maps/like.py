@@ -51,7 +51,8 @@ def template(checkpoint: Checkpoint, layout: str | None, full_names: Mapping[str
     """
     names = recipe_names(checkpoint, layout, full_names) if layout else {key: key for key in checkpoint}
     keys = {name: key for key, name in names.items()}
-    known = {key: name for name, key in keys.items() if not matcher(OWN)(name)}
+    own = matcher(OWN)
+    known = {key: name for name, key in keys.items() if not own(name)}
     prefix = own_prefix(known, layout, full_names) if layout else ""
     return Template(checkpoint, keys, prefix or _prefix(keys, layout, full_names), structure)
 
