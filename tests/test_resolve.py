@@ -23,6 +23,7 @@ from wtool.checkpoint import Checkpoint
 from wtool.cli.app import run
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
+from wtool.maps.like import template
 from wtool.maps.match import UnsetVariable
 from wtool.maps.recipe import Recipe, parse_recipe
 from wtool.maps.resolve import Resolved, resolve
@@ -31,6 +32,7 @@ from wtool.ops.map import MapTensors
 Array = np.ndarray[Any, Any]
 HEAD = 'schema = "wtool.map/1"\n'
 SIDES = '[sides]\na = "torch"\nb = "torch"\n'
+KERAS = SIDES.replace('b = "torch"', 'b = "keras"')
 
 
 def recipe(rules: str, *, head: str = "", sides: str = SIDES, name: str = "mine") -> Recipe:
@@ -129,6 +131,16 @@ def test_a_number_that_should_be_a_word_is_hinted_at() -> None:
 def test_two_sources_for_one_target() -> None:
     with pytest.raises(KeyClashError, match=r"'x\.w' is made twice, the second time from 'b\.w'"):
         resolve(recipe(rule("a.{n1}", "x.{n1}") + rule("b.{n1}", "x.{n1}")), model(a__w=(1,), b__w=(1,)))
+
+
+def test_two_names_for_one_key_of_a_template() -> None:
+    """A Sequential's own name may stand in front of a name or not, but not both."""
+    like = template(keyed({"net/fc/kernel": (2, 2), "net/out/kernel": (2, 2)}), "keras", {}, None)
+    rec = recipe(rule("one", "fc/kernel") + rule("two", "net/fc/kernel") + rule("out", "out/kernel"), sides=KERAS)
+    with pytest.raises(WtoolError, match="fc/kernel"):
+        resolve(rec, model(one=(2, 2), two=(2, 2), out=(2, 2)), like=like)
+    rec = recipe(rule("one", "fc/kernel") + rule("out", "net/out/kernel"), sides=KERAS)
+    assert list(mapped(rec, model(out=(2, 2), one=(2, 2)), like=like)[1]) == ["net/fc/kernel", "net/out/kernel"]
 
 
 def test_no_rule_meets_a_key() -> None:

@@ -122,6 +122,10 @@ def resolve(
             keys, own, warnings = dict(fitting.keys), fitting.own, [*warnings, *fitting.warnings]
     except (MapError, KeyClashError) as error:
         raise error.at(path) from None
+    taken: dict[str, str] = {}
+    for name, key in keys.items():
+        if taken.setdefault(key, name) != name:
+            raise KeyClashError(f"'{taken[key]}' and '{name}' would both be '{key}'", path=path)
     done = [tensor.renamed(keys[name]) for name, tensor in made.items()]
     if like is not None:
         places = {key: place for place, key in enumerate(like.checkpoint)}
