@@ -209,6 +209,7 @@ def test_every_kind_of_layer_is_the_same_function_both_ways(tmp_path: Path) -> N
 
 AUTO = """
 schema = "wtool.map/1"
+extends = "torch-to-flax"
 [sides]
 torch = "torch"
 flax = "flax"

@@ -16,7 +16,7 @@ from wtool.between import map_checkpoint
 from wtool.checkpoint import Checkpoint, Source
 from wtool.cli.app import run
 from wtool.dtypes import dtype
-from wtool.errors import MapError
+from wtool.errors import MapError, RecipeError
 from wtool.maps.library import load as load_recipe
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import resolve
@@ -268,3 +268,30 @@ def test_both_ways_and_every_layer_of_an_lstm_by_rules() -> None:
         for layer, width in ((0, 5), (1, 6))
         for leaf, shape in {"Wx": (12, width), "Wh": (12, 3), "bias": (12,)}.items()
     }
+
+
+def test_a_recipe_that_extends_keeps_what_it_extends_keeps(tmp_path: Path) -> None:
+    own = """
+schema = "wtool.map/1"
+extends = "torch-to-mlx"
+[sides]
+torch = "torch"
+mlx = "mlx"
+[[module]]
+torch = "net.{i}"
+mlx = "net.layers.{i}"
+"""
+    values = {"net.0.weight": np.ones((2, 3), "f4"), "cls_token": np.ones((1, 3), "f4")}
+    mapped, (done,) = map_checkpoint(arrays_at(tmp_path / "model.safetensors", values), [parse_recipe(own, "own")])
+    assert set(mapped) == {"net.layers.0.weight", "cls_token"} and done.kept == ("cls_token",)
+    assert not done.unused  # of what is extended, nothing was left to do
+    with pytest.raises(MapError, match="matches no rule"):
+        map_checkpoint(
+            open_checkpoint(tmp_path / "model.safetensors"),
+            [parse_recipe(own.replace("extends", 'unmatched = "error"\nextends'), "own")],
+        )
+    backwards = own.replace("torch-to-mlx", "mlx-to-torch").replace(
+        'torch = "torch"\nmlx = "mlx"', 'mlx = "mlx"\ntorch = "torch"'
+    )
+    with pytest.raises(RecipeError, match="read backwards"):
+        parse_recipe(backwards, "own")

@@ -98,7 +98,10 @@ class Recipe:
         return any(text.startswith(prefix) for text in (*texts, *self.drop[0]))
 
     def behind(self, other: Recipe) -> Recipe:
-        """This recipe with the rules of another, of the same layouts, behind its own; its own kinds win."""
+        """This recipe with the rules of another, of the same layouts, behind its own; its own kinds win.
+
+        The other's rules are for what is left: they may meet no key.
+        """
         own = {name: kind for name, kind in self.kinds.items() if shipped().get(name) is not kind}
         return replace(
             self,
@@ -111,9 +114,8 @@ class Recipe:
             fills=self.fills + other.fills,
             shapes=self.shapes + other.shapes,
             aliases=self.aliases + other.aliases,
-            tensors=self.tensors + other.tensors,
-            modules=self.modules + other.modules,
-            unmatched=self.unmatched,
+            tensors=self.tensors + tuple(replace(rule, optional=True) for rule in other.tensors),
+            modules=self.modules + tuple(replace(rule, optional=True) for rule in other.modules),
         )
 
 
@@ -166,7 +168,7 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
     shapes = each(table, "shape", grammar.shape)
     recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills, shapes=shapes, aliases=aliases)
     for other in list_of(table.get("extends", []), "extends"):
-        from wtool.maps.library import shipped_recipe
+        from wtool.maps.library import shipped_recipe, turned_name
 
         base = shipped_recipe(text_of(other, "extends"))
         if base is None:
@@ -174,7 +176,12 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
         layouts = tuple(layout for _, layout in base.sides)
         if layouts != tuple(layout for _, layout in sides):
             raise RecipeError(f"'{other}' is between {' and '.join(layouts)}, this recipe between others")
+        if base.turned:
+            hint = f"extend '{turned_name(other)}' with [sides] the other way round; --reverse runs it backwards"
+            raise RecipeError(f"extends = '{other}' is a recipe read backwards", hint=hint)
         recipe = recipe.behind(base)
+        if "unmatched" not in table:
+            recipe = replace(recipe, unmatched=base.unmatched)
     if not (recipe.tensors or recipe.modules):
         raise RecipeError("there are no rules", hint="[[module]] or [[tensor]] is one")
     return recipe
