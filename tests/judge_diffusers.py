@@ -1,6 +1,6 @@
 """diffusers as the judge, in a process of its own: `judge_diffusers.py FOLDER` prints what it makes of the cases there.
 
-FOLDER/cases.json: name -> {kind: unet, ema, vae or text, config, original: a safetensors file, made: wtool's folder}.
+FOLDER/cases.json: name -> {kind (unet, ema, vae, text, open, xl), config, original: a safetensors file, made: wtool's folder}.
 Answers as one line of JSON: name -> {keys, wrong: keys unlike diffusers' own conversion, loaded: what loading complained of,
 diff and scale: of the outputs of the two models}; and for a case of config alone, the shapes of that model.
 """
@@ -18,9 +18,13 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
 )
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+OPEN = {"open": "cond_stage_model.model.", "xl": "conditioner.embedders.1.model."}  # prefixes of OpenCLIP's text encoders
+TEXTS = ("text", *OPEN)
 
 
 def shapes(kind: str, config: dict[str, Any]) -> dict[str, list[int]]:
@@ -30,8 +34,8 @@ def shapes(kind: str, config: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def build(kind: str, config: dict[str, Any]) -> Any:
-    if kind == "text":
-        return CLIPTextModel(CLIPTextConfig(**config))
+    if kind in TEXTS:
+        return (CLIPTextModelWithProjection if kind == "xl" else CLIPTextModel)(CLIPTextConfig(**config))
     return AutoencoderKL(**config) if kind == "vae" else UNet2DConditionModel(**config)
 
 
@@ -40,6 +44,8 @@ def converted(kind: str, config: dict[str, Any], original: dict[str, Any]) -> di
         return dict(convert_ldm_unet_checkpoint(original, {"layers_per_block": 2, **config}, extract_ema=kind == "ema"))
     if kind == "vae":
         return dict(convert_ldm_vae_checkpoint(original, config))
+    if kind in OPEN:
+        return dict(convert_open_clip_checkpoint(build(kind, config), original, OPEN[kind]))
     found = convert_ldm_clip_checkpoint(original)
     return {key: value for key, value in found.items() if not key.endswith("position_ids")}
 
@@ -48,8 +54,8 @@ def outputs(kind: str, model: Any) -> Any:
     torch.manual_seed(5)
     if kind == "vae":
         return model(torch.randn(1, 3, 16, 16)).sample
-    if kind == "text":
-        return model(torch.arange(6)[None]).last_hidden_state
+    if kind in TEXTS:
+        return model(torch.arange(20)[None, -6:])[0]
     context = torch.randn(1, 5, model.config.cross_attention_dim)
     added = {"text_embeds": torch.randn(1, 8), "time_ids": torch.randn(1, 3)}
     given = {"added_cond_kwargs": added} if model.config.addition_embed_type else {}
@@ -60,7 +66,7 @@ def judged(kind: str, config: dict[str, Any], original: str, made: str) -> dict[
     theirs = converted(kind, config, load_file(original))
     model = build(kind, config)
     model.load_state_dict({key: value.float() for key, value in theirs.items()}, strict=True)
-    if kind == "text":
+    if kind in TEXTS:
         model.config.save_pretrained(made)
     else:
         model.save_config(made)

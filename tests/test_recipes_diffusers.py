@@ -222,13 +222,24 @@ def text(own: str = "cond_stage_model.transformer.text_model.") -> Shapes:
     return {f"{own}{key}": shape for key, shape in found.items()}
 
 
+def openclip(own: str, layers: int) -> Shapes:
+    found: Shapes = {"positional_embedding": (7, 8), "text_projection": (8, 6), "logit_scale": ()}
+    found |= {"token_embedding.weight": (20, 8)}
+    for layer in (f"transformer.resblocks.{i}" for i in range(layers)):
+        found |= {f"{layer}.attn.in_proj_weight": (24, 8), f"{layer}.attn.in_proj_bias": (24,)}
+        found |= dict(affine(f"{layer}.attn.out_proj", 8, 8))
+        found |= dict(affine(f"{layer}.ln_1", 8)) | dict(affine(f"{layer}.ln_2", 8))
+        found |= dict(affine(f"{layer}.mlp.c_fc", 16, 8)) | dict(affine(f"{layer}.mlp.c_proj", 8, 16))
+    return {f"{own}{key}": shape for key, shape in (found | dict(affine("ln_final", 8))).items()}
+
+
 def averaged(shapes: Shapes) -> Shapes:
     """What the averages of these weights are called: without dots."""
     return {"model_ema." + key.removeprefix("model.").replace(".", ""): shape for key, shape in shapes.items()}
 
 
-def others() -> dict[str, Any]:
-    """What else stands in a whole checkpoint, beside the three models."""
+def others(clip: str | None = "cond_stage_model.transformer") -> dict[str, Any]:
+    """What else stands in a whole checkpoint, beside the three models. `clip`: where its CLIP is, if it has one."""
     found = {
         name: np.zeros(5, np.float32)
         for name in (
@@ -248,12 +259,12 @@ def others() -> dict[str, Any]:
         )
     }
     found |= {"model_ema.decay": np.array(0.5, np.float32), "model_ema.num_updates": np.array(3, np.int32)}
-    return found | {"cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(7)[None]}
+    return found | ({f"{clip}.text_model.embeddings.position_ids": np.arange(7)[None]} if clip else {})
 
 
 def values(shapes: Shapes, kind: str = "float32") -> dict[str, Any]:
     random = np.random.default_rng(3)
-    return {key: (random.standard_normal(shape) * 0.2).astype(kind) for key, shape in shapes.items()}
+    return {key: np.asarray(random.standard_normal(shape) * 0.2, kind) for key, shape in shapes.items()}
 
 
 def empty(shapes: Mapping[str, Any]) -> Checkpoint:
@@ -421,6 +432,18 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
     prepare(tmp_path, cases, "vae", "vae", vae_config(8), values(vae(8)), "sd1-vae-to-diffusers")
     cases["whole vae"] = {"kind": "vae", "config": vae_config(128)}
     prepare(tmp_path, cases, "text", "text", TEXT, values(text()), "sd1-text-to-hf")
+    one = values(text("conditioner.embedders.0.transformer.text_model."))
+    two = values(openclip("conditioner.embedders.1.model.", 2))
+    scale = {key: two.pop(key) for key in list(two) if key.endswith("logit_scale")}
+    open_config = {**TEXT, "hidden_act": "gelu"}
+    prepare(
+        tmp_path, cases, "sdxl text2", "xl", {**open_config, "projection_dim": 6}, two, "sdxl-text2-to-hf", {**scale, **one}
+    )
+    same(load_file(tmp_path / "text" / "model.safetensors"), mapped_by("sdxl-text-to-hf", {**one, **two, **scale}, tmp_path))
+    whole = values(openclip("cond_stage_model.model.", 24))
+    last = ("resblocks.23.", "text_projection", "logit_scale")
+    part = {key: value for key, value in whole.items() if not any(end in key for end in last)}
+    prepare(tmp_path, cases, "sd2 text", "open", {**open_config, "num_hidden_layers": 23}, part, "sd2-text-to-hf", whole)
     (tmp_path / "cases.json").write_text(json.dumps(cases))
 
     environment = {**os.environ, "PYTHONPATH": str(JUDGES), "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
@@ -434,7 +457,17 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    counts = {"sd1": 686, "sd2": 686, "half": 686, "ema": 686, "sdxl": 1680, "vae": 248, "text": 36}
+    counts = {
+        "sd1": 686,
+        "sd2": 686,
+        "half": 686,
+        "ema": 686,
+        "sdxl": 1680,
+        "vae": 248,
+        "text": 36,
+        "sd2 text": 372,
+        "sdxl text2": 37,
+    }
     for name, count in counts.items():
         assert (found[name]["keys"], found[name]["wrong"], found[name]["loaded"]) == (count, [], []), name
         assert found[name]["diff"] <= 1e-5 * found[name]["scale"] != 0, name
@@ -443,6 +476,14 @@ def test_as_diffusers_converts_them(tmp_path: Path) -> None:
         assert {key: tuple(shape) for key, shape in found[f"whole {name}"].items()} == made
     made, _ = there_and_back("sd1-vae-to-diffusers", vae(128))
     assert {key: tuple(shape) for key, shape in found["whole vae"].items()} == made
+
+
+def mapped_by(recipe: str, whole: dict[str, Any], folder: Path) -> dict[str, Any]:
+    save_file({**others("conditioner.embedders.0.transformer"), **whole}, folder / "whole.safetensors")
+    mapped, _ = map_checkpoint(open_checkpoint(folder / "whole.safetensors"), [recipe])
+    back, _ = map_checkpoint(mapped, [recipe], reverse=True)
+    same({key: np.asarray(back[key].array()) for key in back}, {key: whole[key] for key in back})
+    return {key: np.asarray(mapped[key].array()) for key in mapped}
 
 
 def prepare(
@@ -458,10 +499,11 @@ def prepare(
     """The original and what wtool makes of it, as files for the judge; wtool's way back must give the original's bits."""
     source, made = folder / f"{name}.safetensors", folder / name
     made.mkdir()
-    text_encoder = "conditioner" if name == "sdxl" else "cond_stage_model"
-    beside = {key.replace("cond_stage_model", text_encoder): value for key, value in others().items()}
-    save_file({**beside, **original, **(more or {})}, source)
-    file = made / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors")
+    clip = {"sd2": None, "sdxl": "conditioner.embedders.0.transformer"}.get(
+        name.partition(" ")[0], "cond_stage_model.transformer"
+    )
+    save_file({**others(clip), **original, **(more or {})}, source)
+    file = made / ("diffusion_pytorch_model.safetensors" if kind in ("unet", "ema", "vae") else "model.safetensors")
     mapped, _ = map_checkpoint(open_checkpoint(source), [recipe])
     save_checkpoint(mapped, file)
     back, _ = map_checkpoint(open_checkpoint(file), [recipe], reverse=True)
