@@ -295,3 +295,16 @@ mlx = "net.layers.{i}"
     )
     with pytest.raises(RecipeError, match="read backwards"):
         parse_recipe(backwards, "own")
+
+
+def test_a_file_that_is_of_mlx_already_is_announced(tmp_path: Path) -> None:
+    """Names are torch's and shapes fit, so nothing else tells that the axes would move twice."""
+    source = arrays_at(tmp_path / "model.safetensors", {"conv.weight": np.ones((2, 3, 5, 5), "f4")})
+    mapped, (done,) = map_checkpoint(source, ["torch-to-mlx"])
+    assert not done.warnings
+    _, (_, twice) = map_checkpoint(source, ["torch-to-mlx", "torch-to-mlx"])
+    assert twice.warnings == ("its metadata say that it is of the format 'mlx', but 'torch-to-mlx' reads the side 'torch'",)
+    _, (_, back) = map_checkpoint(source, ["torch-to-mlx", "mlx-to-torch"])
+    assert not back.warnings
+    with pytest.raises(MapError, match="format 'mlx'"):
+        map_checkpoint(mapped, ["torch-to-mlx"], strict=True)

@@ -24,6 +24,8 @@ LAYOUTS = {
     "nnx": ".",
     "mlx": ".",
 }  # layout -> what divides the parts of a key
+# What the metadata of a safetensors file calls the framework, as Hugging Face's loaders look for it.
+FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "flax", "nnx": "flax", "mlx": "mlx"}
 HUB = "torch"
 _COLLECTION = "params"
 _LEAF = {"torch", "keras", "object", "flax", "nnx", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}

@@ -11,7 +11,7 @@ from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.keys import matcher
 from wtool.maps.flat import flat_doubts
-from wtool.maps.kinds import LAYOUTS, joined
+from wtool.maps.kinds import FORMATS, LAYOUTS, joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
 from wtool.maps.names import own_prefix, recipe_names, written_key
@@ -114,7 +114,7 @@ def resolve(
         _check_back(recipe, matched, made, tensors, given, {fill.target for fill in matched.fills} | set(kept.values()))
         order = {name: place for place, name in enumerate(tensors)}
         in_order = sorted(matched.rows, key=lambda row: order[row.sources[0]])
-        warnings = [*_doubts(rows), *flat_doubts(in_order, (source, target), tensors)]
+        warnings = [*_strange(recipe, checkpoint), *_doubts(rows), *flat_doubts(in_order, (source, target), tensors)]
         keys = {name: written_key(name, target) for name in made}
         own: tuple[LazyTensor, ...] = ()
         if like is not None:
@@ -334,6 +334,14 @@ def _loosened(recipe: Recipe, name: str) -> str | None:
 
 def _first(tensors: Mapping[str, LazyTensor]) -> str:
     return f"its first key is '{next(iter(tensors))}'" if tensors else "it has no keys"
+
+
+def _strange(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """A file that says it is of another framework: where names are alike, its axes would be moved a second time."""
+    said, name = checkpoint.metadata.get("format"), recipe.sides[0][0]
+    if said not in FORMATS.values() or said == FORMATS[recipe.sides[0][1]]:
+        return []
+    return [f"its metadata say that it is of the format '{said}', but '{recipe.name}' reads the side '{name}'"]
 
 
 def _doubts(rows: Sequence[Mapped]) -> list[str]:

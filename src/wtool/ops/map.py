@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from wtool.checkpoint import Checkpoint, Section, Warning
+from wtool.maps.kinds import FORMATS
 from wtool.maps.resolve import Resolved
-
-# What Hugging Face's loaders look for in a safetensors file, by layout.
-_FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "flax", "nnx": "flax", "mlx": "mlx"}
 
 # TensorFlow 1 knew no objects, and those who read its files take every key for a variable.
 _NO_GRAPH = b""
@@ -42,7 +40,7 @@ class MapTensors:
             warnings.append(Warning("unused-rule", f"of the recipe '{self.resolved.recipe}', no key met {rules}"))
         return replace(
             checkpoint,
-            metadata={**checkpoint.metadata, "format": _FORMATS[self.resolved.layout]},
+            metadata={**checkpoint.metadata, "format": FORMATS[self.resolved.layout]},
             tensors=tensors,
             sections=(Section(main.name, main.kind, tuple(tensors)),),
             structure=_NO_GRAPH if self.resolved.layout == "tf1" else self.resolved.structure,
