@@ -266,6 +266,20 @@ def test_layers_in_a_list_are_missing_and_said(keras: Any, tf: Any, tmp_path: Pa
         convert(Path(prefix), tmp_path / "no.pth", "keras-object-to-torch", like=str(tmp_path / "net.pth"))
 
 
+def test_a_gru_that_torch_has_not(keras: Any, tf: Any, tmp_path: Path) -> None:
+    x = keras.Input((5, 4))
+    for reset_after in (True, False):
+        model = keras.Model(x, keras.layers.GRU(3, reset_after=reset_after, name="g")(x))
+        prefix = Path(tf.train.Checkpoint(model).write(str(tmp_path / f"{reset_after}")))
+        if reset_after:
+            # The one layer's name is not taken for the model's own.
+            convert(prefix, tmp_path / "g.pth", "keras-to-torch")
+            assert torch.load(tmp_path / "g.pth")["g.weight_ih_l0"].shape == (9, 4)
+        else:
+            with pytest.raises(MapError, match=r"there is no torch\.nn\.GRU for reset_after=False"):
+                convert(prefix, tmp_path / "no.pth", "keras-to-torch")
+
+
 class Cnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from wtool.checkpoint import Checkpoint
 from wtool.errors import MapError
 from wtool.keys import TF_SUFFIX, short_key
 
+_FUNCTIONAL = ("_operations", "_layers", "_tracked")
 _COLLECTIONS = ("params", "batch_stats")
 
 
@@ -42,8 +43,12 @@ def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, s
         if layout == "flax" and not any(name.startswith(starts) for name in names.values()):
             names = {key: f"params.{name}" for key, name in names.items()}
         return names
-    paths = full_names.paths if layout == "object" and isinstance(full_names, GraphNames) else {}
-    return {key: paths.get(key) or short_key(key) for key in checkpoint}
+    return {key: _path(key, full_names) if layout == "object" else short_key(key) for key in checkpoint}
+
+
+def _path(key: str, full_names: Mapping[str, str]) -> str:
+    """The path of an object, through the model."""
+    return (full_names.paths.get(key) if isinstance(full_names, GraphNames) else None) or short_key(key)
 
 
 def own_prefix(names: Mapping[str, str], layout: str, full_names: Mapping[str, str]) -> str:
@@ -56,10 +61,15 @@ def own_prefix(names: Mapping[str, str], layout: str, full_names: Mapping[str, s
     if len(starts) != 1 or not full_names or not all(name.count("/") > 1 for name in names.values()):
         return ""
     start = starts.pop()
+    root = full_names.root if isinstance(full_names, GraphNames) else ""
     if layout == "object":
-        mine = isinstance(full_names, GraphNames) and start == full_names.root
+        mine = start == root
     else:
-        mine = layout == "keras" and all(key in full_names and start not in short_key(key).split("/") for key in names)
+        parts = [_path(key, full_names).split("/") for key in names]
+        inside = [path[1:] if path[0] == root else path for path in parts]
+        # A functional model keeps its layers here, and has not its name in their paths.
+        mine = layout == "keras" and all(path[0] not in _FUNCTIONAL and start not in path for path in inside)
+        mine = mine and all(key in full_names for key in names)
     return start + "/" if mine else ""
 
 
@@ -76,5 +86,5 @@ def _unique(names: Mapping[str, str], checkpoint: Checkpoint) -> None:
             raise MapError(
                 f"two variables are called '{name}' ('{short_key(other)}' and '{short_key(key)}')",
                 path=checkpoint.source.path,
-                hint="a subclassed Keras model has no unique paths: torch-to-keras-object speaks of its objects",
+                hint="a subclassed Keras model has no unique paths: torch-to-keras-object and its reverse speak of its objects",
             )
