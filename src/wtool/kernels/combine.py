@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from wtool.kernels.cast import Cast
 from wtool.kernels.difference import same_bytes
 
 Array = NDArray[Any]
+Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
 PIECE = 1 << 14  # elements worked on at a time: the sum and one input in f64 stay in the second cache
 _F32, _F64 = dtype("f32"), dtype("f64")
@@ -26,7 +28,7 @@ class WeightedSum:
 
     `names` are the inputs', for the error; `sources` their dtypes, `target` that of the outcome. Where all inputs hold the
     same bits and `mean` is set, so does the outcome, whatever f64 would round. NotFiniteError names the first input that has
-    a NaN or an infinity, unless `finite` is off.
+    a NaN or an infinity, unless `finite` is off. `tell` learns how far the inputs called `numbers` lie from the outcome.
     """
 
     key: str
@@ -37,18 +39,26 @@ class WeightedSum:
     divisor: float = 1.0
     mean: bool = True
     finite: bool = True
+    tell: Tell | None = field(default=None, compare=False)
+    numbers: tuple[int, ...] = ()
 
     def __call__(self, *blocks: Array) -> Array:
         first = blocks[0]
         if self.mean and self.sources[0] is self.target and _alike(blocks, self.sources):
             self._check_one(first)
+            if self.tell is not None:
+                values = widened(first, self.target).astype(np.float64)
+                self.tell(self.numbers, (0.0,) * len(self.numbers), float(np.dot(values, values)))
             return first
         with np.errstate(all="ignore"):
             inputs = [widened(block, source) for block, source in zip(blocks, self.sources, strict=True)]
             out = np.empty(len(inputs[0]), self.target.numpy())
             for start in range(0, len(out), PIECE):
-                total = self._total([values[start : start + PIECE] for values in inputs])
+                pieces = [values[start : start + PIECE] for values in inputs]
+                total = self._total(pieces)
                 narrow(total, out[start : start + PIECE], self.target)
+                if self.tell is not None:
+                    self._distances(pieces, total)
         return out
 
     def _total(self, pieces: list[Array]) -> Array:
@@ -69,6 +79,18 @@ class WeightedSum:
         if self.finite and not np.isfinite(total).all():
             self.blame(pieces)
         return total
+
+    def _distances(self, pieces: list[Array], total: Array) -> None:
+        assert self.tell is not None
+        term = scratch("f8", len(total), 5)
+        skip = len(pieces) - len(self.numbers)  # a base is no input
+        squares = []
+        for piece in pieces[skip:]:
+            np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
+            np.multiply(term, term, out=term)
+            squares.append(float(term.sum()))
+        np.multiply(total, total, out=term)
+        self.tell(self.numbers, squares, float(term.sum()))
 
     def _check_one(self, block: Array) -> None:
         if self.finite and self.target.kind in ("float", "complex"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from wtool import views
 from wtool.dtypes import DType
 from wtool.errors import UsageError
 from wtool.tensor import LazyTensor
+
+if TYPE_CHECKING:
+    from wtool.kernels.combine import Tell
 
 
 class Combine(Protocol):
@@ -40,6 +43,7 @@ class Linear:
     weights: tuple[float, ...]
     normalize: bool = True
     base: bool = False
+    tell: Tell | None = field(default=None, compare=False)
 
     def __call__(
         self,
@@ -81,6 +85,8 @@ class Linear:
             tuple(weights),
             divisor,
             mean=self.normalize or self.base,
+            tell=self.tell,
+            numbers=tuple(numbers) if self.tell is not None else (),
         )
         if len(tensors) == 1 and weights == [1.0] and divisor == 1.0 and tensors[0].dtype is target:
             return tensors[0]
