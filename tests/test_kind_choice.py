@@ -187,6 +187,15 @@ def test_layers_of_one_torch_module() -> None:
     assert made(mapped(made(there), ruled(*halves).reverse())) == first
 
 
+def test_random_states_are_no_weights() -> None:
+    states: Shapes = {"seed_generator_5/seed_generator_state": (2,), "a/seed_generator/seed_generator_state": (2,)}
+    found = mapped({"a/kernel": (2, 3), "a/bias": (3,)} | states, "keras-to-torch")
+    assert set(made(found)) == {"a.weight", "a.bias"} and set(found.dropped) == set(states)
+    like = {"net/a/kernel": (2, 3), "net/a/bias": (3,), "net/seed_generator/seed_generator_state": (2,)}
+    onto = mapped({"a.weight": (3, 2), "a.bias": (3,)}, like=like)
+    assert made(onto) == like and onto.own == ("net/seed_generator/seed_generator_state",)
+
+
 def test_faults_before_the_first_byte() -> None:
     shapes: Shapes = {"a.weight": (6, 4), "a.bias": (6,), "b.weight": (6, 4), "b.bias": (6,)}
     rules = ['torch = "a"\nkeras = "d"', 'torch = "b"\nkeras = "d"']

@@ -86,5 +86,5 @@ def _unique(names: Mapping[str, str], checkpoint: Checkpoint) -> None:
             raise MapError(
                 f"two variables are called '{name}' ('{short_key(other)}' and '{short_key(key)}')",
                 path=checkpoint.source.path,
-                hint="a subclassed Keras model has no unique paths: torch-to-keras-object and its reverse speak of its objects",
+                hint="a subclassed Keras model has no unique paths: torch-to-keras-object and its reverse speak of objects",
             )
