@@ -23,10 +23,14 @@ from wtool.checkpoint import Checkpoint
 from wtool.cli.app import run
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
+from wtool.keys import short_key
+from wtool.maps import library
+from wtool.maps.kinds import joined
 from wtool.maps.like import template
 from wtool.maps.match import UnsetVariable
 from wtool.maps.recipe import Recipe, parse_recipe
 from wtool.maps.resolve import Resolved, resolve
+from wtool.maps.templates import Template
 from wtool.ops.map import MapTensors
 
 Array = np.ndarray[Any, Any]
@@ -573,3 +577,77 @@ def test_hostile_keys(name: str) -> None:
         assert not re.search("[\n\0]", error.message) and len(error.message) <= 1100
     else:
         assert len(found.tensors) == 2
+
+
+SHIPPED = {name: library.source_text(name) for name in library.names()}
+
+
+def sample(rec: Recipe) -> Checkpoint:
+    """A checkpoint with a key for every rule of the source side, of shapes that may fit."""
+    layout = rec.sides[0][1]
+    values: dict[str, object] = {"number": 0, "part": "w", "path": ("p", "q"), "word": 0}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def written(found: Template) -> str:
+        return found.write({slot.name: values[slot.kind] for slot in found.slots.values()})
+
+    for each in rec.tensors:
+        shapes |= {written(found): (12, 12) for found in each.sides[0]}
+    for one in rec.modules:
+        kind = rec.kinds[one.kind or "conv2d"]
+        for leaf in kind.leaves:
+            for name in leaf.names.get(layout, ()):
+                shapes[joined(layout, written(one.sides[0]), name)] = tuple(4 for _ in leaf.shape or ())
+    return keyed(shapes)
+
+
+@chosen(st.data())
+def test_flipped_bytes_of_shipped_recipes_on_their_keys(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(SHIPPED)))
+    original, text = parse_recipe(SHIPPED[name], name), bytearray(SHIPPED[name].encode())
+    for _ in range(data.draw(st.integers(0, 3))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(32, 126))
+    reverse = data.draw(st.booleans())
+    checkpoint = sample(original.reverse() if reverse else original)
+    try:
+        rec = parse_recipe(text.decode("utf-8", "replace"), "mine")
+        rec = rec.reverse() if reverse else rec
+        numbers = {name: 2 for name, value in rec.vars.items() if not isinstance(value, int)}
+        found = resolve(rec, checkpoint, given=numbers, unmatched=data.draw(st.sampled_from(["error", "keep", "drop"])))
+    except WtoolError as error:
+        assert "\n" not in error.message
+    else:
+        assert sum(tensor.nbytes for tensor in MapTensors(found)(checkpoint).values()) >= 0
+
+
+FOLDERS = sorted(path for path in (Path(__file__).parent.parent / "fixtures").glob("*/*") if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_format_can_be_rearranged(folder: Path) -> None:
+    """Strided, sharded, partitioned, compressed: the values are those of numpy, and come back bit for bit."""
+    for path in (folder, *sorted(folder.iterdir())):
+        try:
+            whole = open_checkpoint(path, section="all")
+            break
+        except WtoolError:
+            continue
+    else:
+        pytest.skip("no checkpoint by itself")
+
+    def turn(rank: int) -> str:
+        return ("flip 0", "t")[rank - 1] if rank < 3 else "permute " + " ".join(map(str, reversed(range(rank))))
+
+    shapes = {key: tensor.shape for key, tensor in whole.items() if key and not set(key) & set("{}") and tensor.dtype.itemsize}
+    if not shapes:
+        pytest.skip("all of it is packed")
+    rules = "".join(rule(short_key(key), f"x.{short_key(key)}", *[turn(len(s))] * bool(s)) for key, s in shapes.items())
+    rec = recipe(rules)
+    given = Checkpoint({key: whole[key] for key in shapes}, whole.source)
+    there = MapTensors(resolve(rec, given))(given)
+    back = MapTensors(resolve(rec.reverse(), there))(there)
+    for key in shapes:
+        array = given[key].array()
+        expected = array[::-1] if array.ndim == 1 else array.T
+        assert bits({"": there[f"x.{short_key(key)}"]}) == bits({"": np.ascontiguousarray(expected).reshape(expected.shape)})
+        assert bits({"": back[short_key(key)]}) == bits({"": array})

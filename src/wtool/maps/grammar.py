@@ -50,17 +50,14 @@ class Grammar:
         left, right = paired(*sides)
         said = f"tensor rule {number} ({left[0].source})"
         several = any(step.joins or step.parts for step in steps)
-        slots = [[set(t.slots) for t in side] for side in (left, right)]
-        for here, there, other in ((slots[0], slots[1], right), (slots[1], slots[0], left)):
-            for one in here:
-                extra = one - set[str].intersection(*there)
-                consumed = (
-                    any(step.text.startswith(("stack", "unstack")) for step in steps) and len(extra) == 1 and len(here) == 1
-                )
-                if extra and not consumed:
-                    name = min(extra)
+        for here, there, word in ((left, right, "stack"), (right, left, "unstack")):
+            shared = set[str].intersection(*(set(template.slots) for template in there))
+            for template in here:
+                extra = set(template.slots) - shared
+                counted = len(extra) == len(here) == 1 and any(step.text.split()[0] == word for step in steps)
+                if extra and not (counted and template.slots[min(extra)].kind == "number"):
                     raise RecipeError(
-                        f"tensor rule {number}: the slot '{{{name}}}' stands on one side only, not in '{other[0].source}'",
+                        f"tensor rule {number}: the slot '{{{min(extra)}}}' stands on one side only, not in '{there[0].source}'",
                         hint="a number that stack or unstack consumes may stand on one side",
                     )
         if not several and len(left) != len(right):
