@@ -8,15 +8,23 @@ save_checkpoint(mapped, "model.ckpt")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from wtool.api import OBJECT_GRAPH, Loss, open_checkpoint
 from wtool.checkpoint import Checkpoint
-from wtool.errors import MapError
+from wtool.errors import MapError, UsageError
 from wtool.maps.like import Template, fit, template
 from wtool.maps.names import GraphNames
 from wtool.maps.recipe import Recipe
 from wtool.maps.resolve import Resolved, resolve
 from wtool.ops.map import MapTensors
+
+if TYPE_CHECKING:
+    from wtool.maps.draft import Draft
+
+AUTO = "auto"
+_FEW = 3  # doubts named in a message
 
 _BY_NAME = (
     "a functional Keras 3 model's restore() finds nothing in a file of names alone, and does not say so: convert with --like "
@@ -39,12 +47,15 @@ def map_checkpoint(
 ) -> tuple[Checkpoint, tuple[Resolved, ...]]:
     """The checkpoint through recipes, left to right, and what each did. Reads headers only.
 
-    `recipes` are names, files or recipes; `reverse` runs them backwards, the last first. `like` is the path of a template for
-    the result. `given` are variables by name. `whole` is the checkpoint that `checkpoint` is a section of. `strict`: a rule
-    that meets no key, and a kind that had to be assumed, are errors. Raises a WtoolError.
+    `recipes` are names, files or recipes; "auto" alone is one drafted from `like`, if all of it is sure. `reverse` runs
+    them backwards, the last first. `like` is the path of a template for the result. `given` are variables by name. `whole`
+    is the checkpoint that `checkpoint` is a section of. `strict`: a rule that meets no key, and a kind that had to be
+    assumed, are errors. Raises a WtoolError.
     """
     from wtool.maps.library import load
 
+    if AUTO in recipes:
+        return _by_itself(checkpoint, recipes, reverse, like, given, whole or checkpoint)
     chosen = [load(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     if reverse:
         chosen = [recipe.reverse() for recipe in reversed(chosen)]
@@ -64,6 +75,50 @@ def map_checkpoint(
     if not chosen and like is not None:
         checkpoint = fitted(checkpoint, open_template(like, None))
     return checkpoint, tuple(done)
+
+
+def drafted(checkpoint: Checkpoint, like: str, whole: Checkpoint) -> Draft:
+    """A recipe guessed from the checkpoint and a template in the file `like`. Reads headers only."""
+    from wtool.maps.draft import draft
+
+    other = open_checkpoint(like, section="all")
+    part = other.section()
+    return draft(checkpoint, part, full_names(checkpoint, whole), full_names(part, other))
+
+
+def _by_itself(
+    checkpoint: Checkpoint,
+    recipes: Sequence[str | Recipe],
+    reverse: bool,
+    like: str | None,
+    given: Mapping[str, int] | None,
+    whole: Checkpoint,
+) -> tuple[Checkpoint, tuple[Resolved, ...]]:
+    """The checkpoint by a recipe that was drafted, if nothing in it is a guess. UsageError or MapError."""
+    if len(recipes) > 1 or reverse or given:
+        raise UsageError("--map auto stands alone: it has no way back, no variables and no other recipe beside it")
+    if like is None:
+        raise UsageError(
+            "--map auto needs --like TEMPLATE", hint="a checkpoint of the target model, such as one just initialised"
+        )
+    found = drafted(checkpoint, like, whole)
+    path = checkpoint.source.path
+    hint = "`wtool map draft SRC --like TEMPLATE -o recipe.toml` writes down each guess; read it, then --map recipe.toml"
+    doubts = found.doubts()
+    if doubts or found.recipe is None:
+        said = [f"'{name}' ({why})" if name else why for name, why in list(doubts.items())[:_FEW]]
+        more = f" and {len(doubts) - _FEW:,} more" if len(doubts) > _FEW else ""
+        many = f"{len(doubts):,} {'doubt' if len(doubts) == 1 else 'doubts'}"
+        raise MapError(f"auto is not sure of everything, {many}: {'; '.join(said)}{more}", path=path, hint=hint)
+    names = full_names(checkpoint, whole)
+    done = resolve(found.recipe, checkpoint, full_names=names, like=open_template(like, found.recipe.sides[1][1]))
+    doubtful = next((row for row in done.rows if row.doubt), None)
+    if doubtful is not None:
+        raise MapError(f"auto is not sure of '{doubtful.sources[0]}' ({doubtful.doubt})", path=path, hint=hint)
+    verdicts = found.by_key(checkpoint, names)
+    rows = tuple(replace(row, why="; ".join(filter(None, (verdicts[row.sources[0]], row.why)))) for row in done.rows)
+    done = replace(done, rows=rows)
+    return MapTensors(done)(checkpoint), (done,)
 
 
 def fitted(checkpoint: Checkpoint, like: Template) -> Checkpoint:
@@ -97,17 +152,19 @@ def full_names(checkpoint: Checkpoint, whole: Checkpoint) -> GraphNames:
     graph = whole.extras.get(OBJECT_GRAPH)
     if whole.source.format != "tensorflow" or not isinstance(graph, bytes):
         return GraphNames({}, {}, "")
-    from wtool.formats.tensorflow.graph import full_names as names_in
+    from wtool.formats.tensorflow.graph import parse_graph
     from wtool.formats.tensorflow.sections import model_paths, whole_model
 
-    found, paths = names_in(graph), model_paths(graph)
+    parsed = parse_graph(graph)
+    found = {attribute.key: attribute.full_name for attribute in parsed.attributes if attribute.full_name}
+    paths = model_paths(parsed)
     here = checkpoint.sections[0].name
     prefix = next((section.prefix for section in whole.sections if section.name == here), "")
     prefix = prefix if len(checkpoint) != len(whole) or set(checkpoint) != set(whole) else ""
     return GraphNames(
         {key: found[prefix + key] for key in checkpoint if prefix + key in found},
         {key: paths[prefix + key] for key in checkpoint if prefix + key in paths},
-        whole_model(graph),
+        whole_model(parsed),
     )
 
 

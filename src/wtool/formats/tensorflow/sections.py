@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Container, Iterable
 
 from wtool.checkpoint import Section, SectionKind
-from wtool.formats.tensorflow.graph import SLOT, Graph, parse_graph
+from wtool.formats.tensorflow.graph import SLOT, Graph
 from wtool.keys import short_key
 
 # The optimizers' own scopes and slots, as tf.compat.v1.train, tf.keras.optimizers and BERT's AdamW name them.
@@ -85,9 +85,8 @@ def _owners(graph: Graph) -> tuple[set[int], set[int]]:
     return optimizers, others
 
 
-def model_paths(data: bytes) -> dict[str, str]:
+def model_paths(graph: Graph) -> dict[str, str]:
     """Key -> the shortest path to the variable that leads through no optimizer, for those whose key leads through one."""
-    graph = parse_graph(data)
     optimizers, others = _owners(graph)
     paths: dict[int, tuple[str, ...]] = {0: ()}
     todo = deque([0])
@@ -104,12 +103,11 @@ def model_paths(data: bytes) -> dict[str, str]:
     }
 
 
-def whole_model(data: bytes) -> str:
+def whole_model(graph: Graph) -> str:
     """The name under which TensorFlow saved the one model (`model` of Checkpoint(model=net, optimizer=...)); else empty.
 
     Only the names that its guides use: of another, nobody could say whether it is the model or a module of it.
     """
-    graph = parse_graph(data)
     optimizers, others = _owners(graph)
     names = [name for name, child in graph.children.get(0, ()) if child not in optimizers and child not in others]
     written = all(attribute.full_name == short_key(attribute.key) for attribute in graph.attributes)
