@@ -28,7 +28,7 @@ FAMILIES = {
     "ops": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels", "maps"},
     "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "checkpoint", "kernels"},
     "render": {"report"},
-    "maps": {"errors", "bytesource", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
+    "maps": {"errors", "text", "bytesource", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
 }
 # A member may lean on another of its family where one format is made of another, or where a tool is shared by siblings.
 SHARED = {
@@ -69,7 +69,8 @@ SHARED = {
         "match",
         "names",
     }
-    | {"like", "resolve", "table"},
+    | {"like", "resolve", "table"}
+    | {"signatures", "likeness", "align", "fused", "guesses", "questions", "writing"},
 }
 ALLOWED_PAIRS = {("sharded", "safetensors"), ("sharded", "torch"), ("safetensors", "sharded")}
 HEAVY = {"numpy", "torch", "tensorflow", "ml_dtypes", "safetensors", "rich", "typer"}
