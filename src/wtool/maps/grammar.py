@@ -56,8 +56,9 @@ class Grammar:
                 extra = set(template.slots) - shared
                 counted = len(extra) == len(here) == 1 and any(step.text.split()[0] == word for step in steps)
                 if extra and not (counted and template.slots[min(extra)].kind == "number"):
+                    alone = f"the slot '{{{min(extra)}}}' stands on one side only, not in '{there[0].source}'"
                     raise RecipeError(
-                        f"tensor rule {number}: the slot '{{{min(extra)}}}' stands on one side only, not in '{there[0].source}'",
+                        f"tensor rule {number}: {alone}",
                         hint="a number that stack or unstack consumes may stand on one side",
                     )
         if not several and len(left) != len(right):
