@@ -240,6 +240,36 @@ def test_without_a_template(keras: Any, tf: Any, tmp_path: Path) -> None:
     same(module, model)
 
 
+def test_two_ways_under_any_name(keras: Any, tf: Any, tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.LSTM(6, 4, batch_first=True, bidirectional=True)
+            self.two = nn.LSTM(8, 3, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.two(self.one(x.permute(0, 2, 3, 1).flatten(1, 2).repeat(1, 1, 2))[0])[0]
+
+    def build() -> Any:
+        k, x = keras.layers, keras.Input((8, 8, 3))
+        y = k.Reshape((64, 3))(x)
+        y = k.Bidirectional(k.LSTM(4, return_sequences=True), name="one")(k.Concatenate()([y, y]))
+        return keras.Model(x, k.Bidirectional(k.LSTM(3, return_sequences=True, name="mine"), name="two")(y))
+
+    module, model = filled(Two()), build()
+    prefix = tf.train.Checkpoint(model).write(str(tmp_path / "template"))
+    convert(saved(module, tmp_path), tmp_path / "like.ckpt", "torch-to-keras", like=prefix)
+    tf.train.Checkpoint(model).read(str(tmp_path / "like.ckpt")).assert_consumed()
+    same(module, model)
+    convert(tmp_path / "net.pth", tmp_path / "paths.ckpt", "torch-to-keras")
+    model = build()
+    restored(tf, model, tmp_path / "paths.ckpt", **{layer.name: layer for layer in model.layers})
+    same(module, model)
+    prefix = tf.train.Checkpoint(randomized(model)).write(str(tmp_path / "other"))
+    convert(Path(prefix), tmp_path / "other.pth", "keras-to-torch")
+    same(loaded(Two(), tmp_path / "other.pth"), model)
+
+
 def test_layers_in_a_list_are_missing_and_said(keras: Any, tf: Any, tmp_path: Path) -> None:
     class Listed(keras.Model):  # type: ignore[misc]
         def __init__(self) -> None:

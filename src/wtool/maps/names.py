@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from wtool.checkpoint import Checkpoint
 from wtool.errors import MapError
 from wtool.keys import TF_SUFFIX, short_key
 
+WRAPPED = ("forward_", "backward_")
+_WRAPPED = re.compile(rf"(?:^|(?<=/))({'|'.join(WRAPPED)})[^/]+/(?=(lstm|gru|simple_rnn)_cell/)")
 _FUNCTIONAL = ("_operations", "_layers", "_tracked")
 _COLLECTIONS = ("params", "batch_stats")
 
@@ -49,6 +52,11 @@ def recipe_names(checkpoint: Checkpoint, layout: str, full_names: Mapping[str, s
 def _path(key: str, full_names: Mapping[str, str]) -> str:
     """The path of an object, through the model."""
     return (full_names.paths.get(key) if isinstance(full_names, GraphNames) else None) or short_key(key)
+
+
+def plain_wrapped(name: str) -> str:
+    """A Keras path with the layers of a Bidirectional under their first names: forward_lstm for forward_lstm_7."""
+    return _WRAPPED.sub(r"\1\2/", name)
 
 
 def own_prefix(names: Mapping[str, str], layout: str, full_names: Mapping[str, str]) -> str:

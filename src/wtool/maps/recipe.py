@@ -91,11 +91,11 @@ class Recipe:
             name = name if values is None else alias.real.write(values)
         return name
 
-    def speaks_of(self, prefix: str) -> bool:
-        """Whether a rule of the source side begins with this."""
-        texts = [template.source for rule in self.tensors for template in rule.sides[0]]
-        texts += [rule.sides[0].source for rule in self.modules]
-        return any(text.startswith(prefix) for text in (*texts, *self.drop[0]))
+    def speaks_of(self, prefix: str, side: int = 0) -> bool:
+        """Whether a rule of this side has it, at the start of a key or of one of its parts."""
+        texts = [template.source for rule in self.tensors for template in rule.sides[side]]
+        texts += [rule.sides[side].source for rule in self.modules]
+        return any(text.startswith(prefix) or f"/{prefix}" in text for text in (*texts, *self.drop[side]))
 
     def behind(self, other: Recipe) -> Recipe:
         """This recipe with the rules of another, of the same layouts, behind its own; its own kinds win.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wtool import views
@@ -14,7 +14,7 @@ from wtool.maps.flat import flat_doubts
 from wtool.maps.kinds import FORMATS, LAYOUTS, joined
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
-from wtool.maps.names import own_prefix, recipe_names, written_key
+from wtool.maps.names import WRAPPED, own_prefix, plain_wrapped, recipe_names, written_key
 from wtool.maps.recipe import ModuleRule, Recipe, TensorRule, used_variables
 from wtool.maps.shapes import Sizes, check_shapes
 from wtool.maps.step import Step, Wanted
@@ -84,7 +84,8 @@ def resolve(
     _known(recipe, given)
     names = {key: recipe.real(name, 0) for key, name in source_names(recipe, checkpoint, full_names or {}).items()}
     if like is not None:
-        like = replace(like, keys={recipe.real(name, 1): key for name, key in like.keys.items()})
+        plain = _plainer(recipe, 1)
+        like = replace(like, keys={recipe.real(plain(name), 1): key for name, key in like.keys.items()})
     tensors = {name: checkpoint[key] for key, name in names.items()}
     if len(tensors) != len(names):
         raise MapError("two keys of it have one name", path=path)
@@ -157,7 +158,15 @@ def source_names(recipe: Recipe, checkpoint: Checkpoint, full_names: Mapping[str
     names = recipe_names(checkpoint, layout, full_names)
     own = own_prefix(names, layout, full_names)
     skip = 0 if own and recipe.speaks_of(own) else len(own)
-    return {key: name[skip:] for key, name in names.items()}
+    plain = _plainer(recipe, 0)
+    return {key: plain(name[skip:]) for key, name in names.items()}
+
+
+def _plainer(recipe: Recipe, side: int) -> Callable[[str], str]:
+    """What gives the layers that Keras' Bidirectional named after others one name, unless a rule has theirs."""
+    if recipe.sides[side][1] != "keras" or any(recipe.speaks_of(word, side) for word in WRAPPED):
+        return str
+    return plain_wrapped
 
 
 def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
