@@ -8,6 +8,7 @@ import typer
 
 from wtool.cli import options
 from wtool.cli.console import Console, report_kind, write_report
+from wtool.cli.map_draft import draft
 from wtool.cli.mapping import checked_policy
 from wtool.errors import UsageError
 
@@ -21,6 +22,7 @@ def application(settings: dict[str, object]) -> typer.Typer:
     app.command("list", context_settings=settings)(list_)
     app.command("show", context_settings=settings)(show)
     app.command("check", context_settings=settings)(check)
+    app.command("draft", context_settings=settings)(draft)
     return app
 
 

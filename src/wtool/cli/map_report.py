@@ -23,8 +23,12 @@ def list_report() -> Report:
     """The shipped recipes."""
     recipes = [load(name) for name in names()]
     data = {"recipes": [{"name": r.name, "backwards": turned_name(r.name), **_outline(r)} for r in recipes]}
-    columns = (Column("recipe", code=True), Column("backwards", code=True), Column("layouts"), Column("about", below=True))
-    rows = tuple(Row((r.name, turned_name(r.name), " -> ".join(_layouts(r)), r.about)) for r in recipes)
+    columns = (
+        Column("recipe", keep=True, code=True),
+        Column("backwards", keep=True, code=True),
+        Column("layouts: about", below=True),
+    )
+    rows = tuple(Row((r.name, turned_name(r.name), f"{' -> '.join(_layouts(r))}: {r.about}")) for r in recipes)
     note = Note("wtool convert SRC DST --map RECIPE; wtool map show RECIPE prints one to start your own from")
     return Report("wtool.map-list/1", f"{len(recipes)} recipes, each for both directions", data, (Table(columns, rows), note))
 
@@ -128,7 +132,7 @@ def show_report(shown: Shown) -> Report:
         for rule in data["rules"]
     )
     notes = tuple(Note(note) for note in recipe.notes)
-    return Report("wtool.map-show/1", recipe.name, data, (_facts(recipe), Table(columns, rows), *notes))
+    return Report("wtool.map-show/1", recipe.name, data, (Note(recipe.about), _facts(recipe), Table(columns, rows), *notes))
 
 
 def check_report(found: Checked) -> Report:
@@ -155,6 +159,7 @@ def check_report(found: Checked) -> Report:
     else:
         said = f"{'fits' if found.fits else 'does not fit'} {found.on}"
     blocks: list[Block] = [_facts(recipe, found.given, asked=found.on is None)]
+    blocks[:0] = [Note(recipe.about)] if recipe.about and found.on is None else []
     if resolved is not None:
         blocks += mapped_blocks(done)
         blocks.append(_outcome(data, found))
@@ -190,8 +195,7 @@ def _outcome(data: Mapping[str, Any], found: Checked) -> Facts:
 
 def _facts(recipe: Recipe, given: Mapping[str, int] | None = None, *, asked: bool = True) -> Facts:
     """What a recipe is. `given` are variables that were set; `asked`: with those that it would ask for."""
-    rows = [("about", recipe.about)] if recipe.about else []
-    rows.append(("sides", " -> ".join(f"{name} ({layout})" for name, layout in recipe.sides)))
+    rows = [("sides", " -> ".join(f"{name} ({layout})" for name, layout in recipe.sides))]
     counts = (("module", recipe.modules), ("tensor", recipe.tensors), ("fill", recipe.fills))
     rows.append(("rules", ", ".join(f"{len(rules)} {word}" for word, rules in counts if rules)))
     known = []

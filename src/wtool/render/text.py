@@ -131,15 +131,21 @@ class _Page:
         return "".join(lines)
 
     def packed(self, pieces: Sequence[str], room: int | None) -> list[str]:
-        """The pieces on as few lines as have room for them."""
-        lines = [pieces[0]]
-        for piece in pieces[1:]:
-            joined = f"{lines[-1]}  {piece}"
+        """The pieces on as few lines as have room for them; one that is longer than a line is broken between words."""
+        lines: list[str] = []
+        for piece in pieces:
+            joined = f"{lines[-1]}  {piece}" if lines else piece
             if room is None or columns(joined) <= room:
-                lines[-1] = joined
-            else:
-                lines.append(piece)
-        return [line if room is None else self.fit(line, room) for line in lines]
+                lines[-1:] = [joined]
+                continue
+            lines.append("")
+            for word in piece.split(" "):
+                longer = f"{lines[-1]} {word}" if lines[-1] else word
+                if lines[-1] and columns(longer) > room:
+                    lines.append(word)
+                else:
+                    lines[-1] = longer
+        return [line if room is None else self.fit(line, room) for line in lines if line]
 
     def under(self, guide: str, parent: bool) -> str:
         """What stands below a row's guide: its line goes on if it has later sisters, or children."""
