@@ -308,3 +308,32 @@ def test_a_file_that_is_of_mlx_already_is_announced(tmp_path: Path) -> None:
     assert not back.warnings
     with pytest.raises(MapError, match="format 'mlx'"):
         map_checkpoint(mapped, ["torch-to-mlx"], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "kind", "doubt"),
+    [
+        ("up", {"weight": (4, 4, 2, 2), "bias": (4,)}, "conv2d", True),
+        ("dec.3", {"weight": (4, 4, 5)}, "conv1d", True),
+        ("up", {"weight": (4, 6, 2, 2), "bias": (6,)}, "conv_transpose2d", False),  # the bias tells
+        ("up", {"weight": (4, 6, 2, 2)}, "conv2d", False),  # a strict loader would tell
+        ("layer1.0.conv2", {"weight": (4, 4, 3, 3)}, "conv2d", False),
+        ("deconv1", {"weight": (4, 4, 2, 2)}, "conv_transpose2d", False),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["torch-to-mlx", "torch-to-flax"])
+def test_a_transposed_convolution_that_nothing_tells_is_doubted(
+    name: str, shapes: dict[str, tuple[int, ...]], kind: str, doubt: bool, recipe: str
+) -> None:
+    """Square in its channels, a kernel has the same shape either way, and only its values would be wrong."""
+    tensors = {f"{name}.{leaf}": filled(f"{name}.{leaf}", dtype("f32"), shape, 0) for leaf, shape in shapes.items()}
+    source = Checkpoint(tensors, Source("x", "torch", "zip", ()))
+    done = resolve(load_recipe(recipe), source)
+    assert bool(done.warnings) == doubt, done.warnings
+    assert f"kind {kind}" in done.rows[0].why
+    if doubt:
+        assert f"'{name}.weight'" in done.warnings[0] and "could be conv" in done.warnings[0]
+        layout = recipe.rpartition("-")[2]
+        there = Checkpoint({tensor.key: tensor for tensor in done.tensors}, Source("y", "torch", "zip", ()))
+        assert resolve(load_recipe(f"{layout}-to-torch"), there).warnings
+    assert not resolve(load_recipe("torch-to-keras"), source).warnings  # there both kernels lie alike

@@ -29,7 +29,7 @@ FORMATS = {"torch": "pt", "keras": "tf", "object": "tf", "tf1": "tf", "flax": "f
 HUB = "torch"
 _COLLECTION = "params"
 _LEAF = {"torch", "keras", "object", "flax", "nnx", "mlx", "shape", "optional", "fill", "dtype", "ops", "wrong"}
-_KIND = {"about", "words", "vars", "leaf", "explicit", "rare"}
+_KIND = {"about", "words", "against", "vars", "leaf", "explicit", "rare"}
 _LONG = 4  # letters of a word that is looked for inside other words
 _VARIABLE = re.compile(r"\$(\{)?([A-Za-z_][A-Za-z0-9_]*)(?(1)\})")  # $heads or ${heads}
 
@@ -55,7 +55,8 @@ class Leaf:
 class Kind:
     """`words` in a module's name speak for it where shapes cannot tell. `explicit` kinds are never inferred.
 
-    `rare` kinds are inferred only by words or a template. `vars` may stand in names of leaves, too (see `named`).
+    `rare` kinds are inferred only by words or a template. Where one would fit in silence that is said, unless a word `against`
+    it is in the name. `vars` may stand in names of leaves, too (see `named`).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Kind:
     vars: Mapping[str, int | str] = field(default_factory=dict)
     explicit: bool = False
     rare: bool = False
+    against: tuple[str, ...] = ()
 
     def layouts(self) -> list[str]:
         return [layout for layout in LAYOUTS if any(layout in leaf.names for leaf in self.leaves)]
@@ -77,9 +79,17 @@ class Kind:
 
     def called(self, part: str) -> bool:
         """Whether a part of a module's name has one of the kind's words: whole (`fc1`), or inside if it is long."""
-        part = part.lower()
-        tokens = {token for found in re.findall("[a-z0-9]+", part) for token in (found, found.rstrip("0123456789"))}
-        return any(word in tokens or (len(word) >= _LONG and word in part) for word in self.words)
+        return _has(part, self.words)
+
+    def denied(self, part: str) -> bool:
+        """Whether a part of a module's name has a word that speaks against the kind."""
+        return _has(part, self.against)
+
+
+def _has(part: str, words: Sequence[str]) -> bool:
+    part = part.lower()
+    tokens = {token for found in re.findall("[a-z0-9]+", part) for token in (found, found.rstrip("0123456789"))}
+    return any(word in tokens or (len(word) >= _LONG and word in part) for word in words)
 
 
 @cache
@@ -117,6 +127,7 @@ def _kind(name: str, table: Any) -> Kind:
         numbers_of(table.get("vars", {}), f"vars of kind '{name}'"),
         bool(table.get("explicit", False)),
         bool(table.get("rare", False)),
+        tuple(table.get("against", ())),
     )
 
 

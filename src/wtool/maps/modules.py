@@ -195,16 +195,40 @@ class _Place:
         if fits:
             usual = [kind for kind in fits if not kind.rare] or fits
             if len(usual) == 1:
-                return _Choice(usual[0], f"kind {usual[0].name}: the template says so", "")
+                return self._but(usual[0], fits, "the template says so")
             found = fits
         named = self._named(found)
         if len(named) == 1:
             return _Choice(named[0], f"kind {named[0].name}: by its name", "")
+        several = named or found
         found = named or [kind for kind in found if not kind.rare] or found
         if len(found) == 1:
-            return _Choice(found[0], f"kind {found[0].name}: the usual one", "")
+            return self._but(found[0], several, "the usual one")
         others = " or ".join(kind.name for kind in found)
         return _Choice(found[0], f"kind {found[0].name}: assumed", f"{others}: taken as {found[0].name}")
+
+    def _but(self, kind: Kind, fitting: Sequence[Kind], why: str) -> _Choice:
+        """The kind, in doubt if a rarer one makes the same keys and shapes: no loader would find that out."""
+        made, parts = self._onto(kind), self.path.replace("/", ".").split(".")
+        twins = [other for other in fitting if other is not kind and made and self._onto(other) == made]
+        twins = [other for other in twins if not any(other.denied(part) for part in parts)]
+        if not twins:
+            return _Choice(kind, f"kind {kind.name}: {why}", "")
+        others = " or ".join(other.name for other in (kind, *twins))
+        return _Choice(kind, f"kind {kind.name}: assumed", f"{others}: taken as {kind.name}")
+
+    def _onto(self, kind: Kind) -> dict[str, Shape]:
+        """Keys and shapes of what this kind would make; empty if that cannot be said."""
+        found: dict[str, Shape] = {}
+        for leaf in kind.leaves:
+            keys, onto = self._keys(leaf), leaf.names.get(self.layouts[1])
+            if keys and onto is not None and all(key in self.names for key in keys):
+                try:
+                    done = chain(self._steps(kind, leaf), [self.tensors[key] for key in keys], Wanted(len(onto)))
+                except MapError:
+                    return {}
+                found |= {name: tensor.shape for name, tensor in zip(onto, done, strict=True)}
+        return found
 
     def _named(self, kinds: Sequence[Kind]) -> list[Kind]:
         """Those that the module's name speaks for; the last part of it first, then those before."""
