@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,30 @@ def test_two_ways_under_any_name(keras: Any, tf: Any, tmp_path: Path) -> None:
     prefix = tf.train.Checkpoint(randomized(model)).write(str(tmp_path / "other"))
     convert(Path(prefix), tmp_path / "other.pth", "keras-to-torch")
     same(loaded(Two(), tmp_path / "other.pth"), model)
+
+
+def test_layers_with_the_dotted_names_of_torch(keras: Any, tf: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        k, x = keras.layers, keras.Input((8, 8, 3))
+        y = k.Dense(5, name="body.0.1")(k.Conv2D(4, 3, name="body.0.0")(x))
+        return keras.Model(x, k.Dense(2, name="head")(y))
+
+    class Dense(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x.permute(0, 2, 3, 1))
+
+    def make() -> Any:
+        body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), Dense(4, 5)))
+        return nn.Sequential(OrderedDict(body=body, head=nn.Linear(5, 2)))
+
+    module, model = filled(make()), build()
+    prefix = tf.train.Checkpoint(model).write(str(tmp_path / "template"))
+    convert(saved(module, tmp_path), tmp_path / "like.ckpt", "torch-to-keras", like=prefix)
+    tf.train.Checkpoint(model).read(str(tmp_path / "like.ckpt")).assert_consumed()
+    same(module, model)
+    prefix = tf.train.Checkpoint(randomized(model)).write(str(tmp_path / "other"))
+    convert(Path(prefix), tmp_path / "other.pth", "keras-to-torch")
+    same(loaded(make(), tmp_path / "other.pth"), model)
 
 
 def test_layers_in_a_list_are_missing_and_said(keras: Any, tf: Any, tmp_path: Path) -> None:

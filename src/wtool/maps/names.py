@@ -55,7 +55,7 @@ def _path(key: str, full_names: Mapping[str, str]) -> str:
 
 
 def plain_wrapped(name: str) -> str:
-    """A Keras path with the layers of a Bidirectional under their first names: forward_lstm for forward_lstm_7."""
+    """A Keras path with the layers of a Bidirectional under one name: forward_lstm for forward_lstm_7."""
     return _WRAPPED.sub(r"\1\2/", name)
 
 

@@ -97,6 +97,13 @@ class Recipe:
         texts += [rule.sides[side].source for rule in self.modules]
         return any(text.startswith(prefix) or f"/{prefix}" in text for text in (*texts, *self.drop[side]))
 
+    def has_dots(self, side: int) -> bool:
+        """Whether a dot stands in a template of this side, itself or as one of a slot's words."""
+        templates = [template for rule in self.tensors for template in rule.sides[side]]
+        templates += [rule.sides[side] for rule in self.modules]
+        parts = [part for template in templates for part in template.parts]
+        return any("." in text for part in parts for text in ((part,) if isinstance(part, str) else part.words))
+
     def behind(self, other: Recipe) -> Recipe:
         """This recipe with the rules of another, of the same layouts, behind its own; its own kinds win.
 

@@ -163,10 +163,20 @@ def source_names(recipe: Recipe, checkpoint: Checkpoint, full_names: Mapping[str
 
 
 def _plainer(recipe: Recipe, side: int) -> Callable[[str], str]:
-    """What gives the layers that Keras' Bidirectional named after others one name, unless a rule has theirs."""
-    if recipe.sides[side][1] != "keras" or any(recipe.speaks_of(word, side) for word in WRAPPED):
+    """What gives Keras' paths the names that follow from torch's, unless a rule has them as they are.
+
+    A Bidirectional names its layers after others; a layer called `block.0.conv` is torch's conv of block.0.
+    """
+    if recipe.sides[side][1] != "keras":
         return str
-    return plain_wrapped
+    wrapped = any(recipe.speaks_of(word, side) for word in WRAPPED)
+    dotted = recipe.has_dots(side)
+
+    def plain(name: str) -> str:
+        name = name if wrapped else plain_wrapped(name)
+        return name if dotted else name.replace(".", "/")
+
+    return plain
 
 
 def _known(recipe: Recipe, given: Mapping[str, int]) -> None:
