@@ -30,7 +30,7 @@ def flat_doubts(rows: Iterable[Row], layouts: tuple[str, str], tensors: Mapping[
             if not row.told and not rest and times > 1:
                 found.append(
                     f"'{row.sources[0]}' has {shape[1]} inputs, {times} times the {channels} channels of '{conv}': behind "
-                    f'Flatten it needs a rule with kind = "dense" and flatten = "{channels} H W"; kind = "dense" alone says '
+                    f'Flatten it needs a rule with flatten = "{channels} H W"; a rule with kind = "dense" alone says '
                     "that it is not"
                 )
             channels = 0

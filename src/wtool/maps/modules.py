@@ -257,7 +257,7 @@ class _Place:
                 made.dropped += keys
                 continue
             targets = tuple(joined(target, self.onto, name) for name in onto)
-            steps, told = tuple(self._steps(choice.kind, leaf)), self.rule.kind is not None
+            steps, told = tuple(self._steps(choice.kind, leaf)), self.rule.kind is not None or bool(self.rule.flatten)
             made.rows.append(Row(keys, targets, steps, self.rule.name, *choice[1:], choice.kind.name, told))
 
     def _keys(self, leaf: Leaf) -> tuple[str, ...] | None:
