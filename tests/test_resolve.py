@@ -452,6 +452,17 @@ def test_a_mapping_composes_with_what_convert_does(desk: Path, capsys: Captured)
     capsys.readouterr()
 
 
+def test_two_maps_and_both_back(desk: Path, capsys: Captured) -> None:
+    (desk / "next.toml").write_text(HEAD + SIDES + rule("m.{i}.{name}", "n.{i}.{name}"))
+    use = ("--map", "mine.toml", "--map", "next.toml", "--set", "heads=3")
+    assert convert("out.safetensors", *use, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["recipes"] == ["mine", "next"] and len(data["map"]) == 18
+    assert set(open_checkpoint("out.safetensors")) == {f"n.{i}.{n}" for i in range(3) for n in "wrb"}
+    assert run(["convert", "out.safetensors", "back.safetensors", *use, "--reverse", "-q"]) == 0
+    assert bits(open_checkpoint("back.safetensors")) == bits(open_checkpoint("in.safetensors"))
+
+
 def test_sections(desk: Path, capsys: Captured) -> None:
     lightning = next((Path(__file__).parent.parent / "fixtures" / "torch" / "lightning").glob("*.ckpt"))
     (desk / "all.toml").write_text(HEAD + SIDES + rule("{p*}", "x.{p*}"))
