@@ -337,3 +337,19 @@ def test_a_transposed_convolution_that_nothing_tells_is_doubted(
         there = Checkpoint({tensor.key: tensor for tensor in done.tensors}, Source("y", "torch", "zip", ()))
         assert resolve(load_recipe(f"{layout}-to-torch"), there).warnings
     assert not resolve(load_recipe("torch-to-keras"), source).warnings  # there both kernels lie alike
+
+
+@pytest.mark.parametrize("recipe", ["torch-to-mlx", "mlx-to-torch"])
+def test_experts_in_one_tensor_are_no_convolution(recipe: str) -> None:
+    """As mlx-lm stacks them: they stay as they are. Elsewhere a tensor that would fit in silence is doubted."""
+
+    def resolved(key: str, *shape: int) -> Any:
+        return resolve(
+            load_recipe(recipe), Checkpoint({key: filled(key, dtype("bf16"), shape, 0)}, Source("x", "torch", "zip", ()))
+        )
+
+    done = resolved("model.layers.0.mlp.switch_mlp.gate_proj.weight", 8, 14, 4)
+    assert done.tensors[0].shape == (8, 14, 4) and not done.rows[0].steps and not done.warnings
+    done = resolved("mixer.weight", 8, 4, 4)
+    assert done.rows[0].steps and "conv1d or" in done.warnings[0]
+    assert not resolved("mixer.conv.weight", 8, 4, 4).warnings
