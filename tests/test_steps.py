@@ -296,6 +296,9 @@ def test_a_template_gives_the_sizes_that_are_missing() -> None:
     assert bits([found], [A.reshape(2, 3, 2).transpose(1, 0, 2)])
     [found] = run(["rearrange a (b c) -> b a c", "permute 2 1 0"], A, shapes=((2, 2, 3),))
     assert bits([found], [A.reshape(2, 3, 2).transpose(2, 0, 1)])
+    wide = count((2, 12))
+    [found] = run(["rearrange a (b c) -> b a c", "permute 1 2 0"], wide, shapes=((2, 4, 3),))
+    assert bits([found], [wide.reshape(2, 3, 4).transpose(0, 2, 1)])
     one, two = run("split 1", A, parts=2, shapes=((2, 5), (2, 1)))
     assert bits([one, two], [A[:, :5], A[:, 5:]])
     with pytest.raises(MapError, match="does not"):
