@@ -24,7 +24,8 @@ class Facts:
 class Column:
     """A column of a Table. `number` aligns right; `keep` is never shortened to fit a terminal.
 
-    `below` goes on a line of its own where the terminal is too narrow for all in one; `code` is what a machine calls it.
+    `below` goes on a line of its own where the terminal is too narrow for all in one; `spare` ones are left out there, the
+    last first, and in a pull request; `code` is what a machine calls it.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Column:
     keep: bool = False
     below: bool = False
     code: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,17 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """A grid of quantities from 0 up, drawn as shades; None is a place where there is nothing. `rows` and `columns` are labels."""
+    """A grid of quantities from 0 up, drawn as shades of their logarithm. `rows` and `columns` are labels.
+
+    None is a place where there is nothing, an infinite quantity one that cannot be told. `scale` is the range of the shades,
+    where several grids share one; else that of the cells.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[float | None, ...], ...]
     title: str | None = None
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

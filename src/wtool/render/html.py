@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from wtool.render.heat import STEPS, levels
+from wtool.render.heat import ODD, STEPS, binned, legend, levels
 from wtool.report import Bars, Block, Facts, Heat, Note, Report, Table, printable
 
 _STYLE = """
@@ -31,16 +31,20 @@ td { padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); verti
 td:first-child, td.c { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; white-space: normal;
   overflow-wrap: anywhere; }
 tr.heading td { font-weight: 600; } tr.heading td:not(:first-child) { font-weight: 400; color: var(--soft); }
-.n { text-align: right; padding-right: 0; }
+.n { text-align: right; } .n:last-child { padding-right: 0; }
 .bar { display: block; height: .8em; background: var(--accent); border-radius: 3px; min-width: 1px; }
 table.heat { width: auto; } table.heat th { padding: 0 .5rem 0 0; border: 0; font-size: .8em; }
 table.heat thead th { height: 9rem; vertical-align: bottom; padding: 0; }
 table.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
 table.heat td { width: 1.5rem; min-width: 1.5rem; height: 1.1rem; padding: 0; border: 1px solid var(--paper); }
-td.h { background: color-mix(in oklab, var(--accent) var(--h), var(--back)); }
+.h { background: color-mix(in oklab, var(--accent) var(--h), var(--back)); } .h.odd { background: var(--danger); }
+.legend { color: var(--soft); font-size: .85em; } .legend span { margin-right: 1.2em; white-space: nowrap; }
+.legend i { display: inline-block; width: 1.5rem; height: .8rem; margin-right: .4em; vertical-align: -.05rem; }
 p { margin: .4rem 0; } .warning { color: var(--warn); } .danger { color: var(--danger); font-weight: 600; }
 .good { color: var(--good); }
 """
+
+_ROWS = 200  # of a heat map
 
 
 def to_html(reports: Sequence[Report]) -> str:
@@ -90,16 +94,24 @@ def _block(block: Block) -> Iterator[str]:
 
 
 def _heat(heat: Heat) -> Iterator[str]:
+    heat = binned(heat, _ROWS)
     heads = "".join(f'<th scope="col"><span>{_text(name)}</span></th>' for name in heat.columns)
     yield f'<table class="heat">\n<thead><tr><th></th>{heads}</tr></thead>\n<tbody>\n'
     for name, row, shades in zip(heat.rows, heat.cells, levels(heat), strict=True):
         cells = ""
         for column, cell, shade in zip(heat.columns, row, shades, strict=True):
-            said = "" if cell is None else _text(f"{name}.{column}: {cell:.3g}")
-            full = 100 * (shade or 0) // STEPS
-            cells += "<td></td>" if cell is None else f'<td class="h" style="--h:{full}%" title="{said}"></td>'
+            if cell is None or shade is None:
+                cells += "<td></td>"
+            else:
+                said = "equal" if not cell else "NaN, infinite, or zero before" if shade == ODD else f"{cell:.3g}"
+                cells += f'<td {_shade(shade)} title="{_text(f"{name}.{column}: {said}")}"></td>'
         yield f'<tr><th scope="row">{_text(name)}</th>{cells}</tr>\n'
-    yield "</tbody>\n</table>\n"
+    keys = "".join(f"<span><i {_shade(level)}></i>{_text(text)}</span>" for level, text in legend(heat))
+    yield f'</tbody>\n</table>\n<p class="legend">{keys}</p>\n'
+
+
+def _shade(level: int) -> str:
+    return 'class="h odd"' if level == ODD else f'class="h" style="--h:{100 * level // STEPS}%"'
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from wtool.render.heat import lines
-from wtool.report import Bars, Block, Facts, Heat, Note, Report, Table, printable
+from wtool.render.heat import binned, ends, legend, lines, mark
+from wtool.report import Bars, Block, Facts, Heat, Note, Report, Row, Table, printable
 
 _SIGNS = {"good": "✅ ", "warning": "⚠️ **warning:** ", "danger": "⛔ **danger:** "}
+_MARKS = 64  # of a heat map, so that a comment has room for it
 
 
 def to_markdown(reports: Sequence[Report]) -> str:
@@ -30,12 +31,29 @@ def _block(block: Block) -> str:
         rows = [f"| {_text(name)} | {_text(shown)} |" for name, _, shown in block.rows]
         return title + "\n".join(("| | |", "|---|---:|", *rows))
     if isinstance(block, Heat):
-        rows = [f"| {_code(name)} | {_code(bars)} | {most:.3g} |" for name, bars, most in lines(block)]
-        return title + "\n".join((f"| | {_text(f'{block.rows[0]} to {block.rows[-1]}')} | most |", "|---|---|---:|", *rows))
+        return _heat(block)
     return title + _table(block)
 
 
+def _heat(heat: Heat) -> str:
+    prefix, first, last = ends(heat)
+    heat = binned(heat, _MARKS)
+    # Spaces would run together.
+    rows = [
+        f"| {_code(name)} | {_code(marks).replace(' ', '&nbsp;')} | {_text(f'{most:.3g}' if most else '')} |"
+        for name, marks, most in lines(heat)
+    ]
+    said = " ".join(f"{_code(mark(level))} {_text(text)}" for level, text in legend(heat))
+    head = f"| | {_text(f'{prefix}{first} to {last}')} | most |"
+    return "\n".join((f"### {_text(heat.title or '')}\n", head, "|---|---|---:|", *rows, "", said))
+
+
 def _table(table: Table) -> str:
+    spare = [at for at, column in enumerate(table.columns) if column.spare]
+    if spare:
+        kept = [at for at in range(len(table.columns)) if at not in spare]
+        rows = tuple(Row(tuple(row.cells[at] for at in kept), row.depth, row.heading) for row in table.rows)
+        table = Table(tuple(table.columns[at] for at in kept), rows, table.title)
     lines = [
         "| " + " | ".join(_text(column.title) for column in table.columns) + " |",
         "|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|",

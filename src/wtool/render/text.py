@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wtool.render.heat import lines
-from wtool.report import Bars, Block, Column, Facts, Heat, Note, Report, Row, Table, printable
+from wtool.render.heat import binned, ends, legend, lines, mark
+from wtool.report import Bars, Block, Facts, Heat, Note, Report, Row, Table, printable
 
 _RESET = "\x1b[0m"
 _STYLES = {
@@ -20,6 +20,7 @@ _ASCII = str.maketrans({"×": "x"} | dict(zip("▁▂▃▄▅▆▇█", ".:-=+
 _GAP = 2  # columns between columns
 _LEAST = 12  # a label or value is never made narrower than this
 _BAR = 30
+_MARKS = 160  # of a heat map off a terminal
 
 
 def to_text(reports: Sequence[Report], *, width: int | None, color: bool, unicode: bool) -> str:
@@ -85,6 +86,11 @@ class _Page:
         for line, guide in zip(cells, guides, strict=True):
             line[0] = guide + line[0]
         heads = [self.safe(column.title) for column in table.columns]
+        while any(column.spare for column in table.columns) and self.too_wide(heads, cells):
+            last = max(at for at, column in enumerate(table.columns) if column.spare)
+            table = Table((*table.columns[:last], *table.columns[last + 1 :]), table.rows, table.title)
+            for line in (heads, *cells):
+                del line[last]
         if any(column.below for column in table.columns) and self.too_wide(heads, cells):
             return self.folded(table, heads, cells, guides)
         widths = [max([columns(head), *(columns(line[i]) for line in cells)]) for i, head in enumerate(heads)]
@@ -109,11 +115,14 @@ class _Page:
         return self.width is not None and 2 + sum(widths) + _GAP * (len(widths) - 1) > self.width
 
     def folded(self, table: Table, heads: list[str], cells: list[list[str]], guides: Sequence[str]) -> str:
-        """The table with two lines a row: what may stand below does, behind an arrow."""
+        """The table with two lines a row: what may stand below does, behind an arrow, and the widest of what is too much."""
         upper = [at for at, column in enumerate(table.columns) if not column.below]
-        lower = [at for at, column in enumerate(table.columns) if column.below]
+        full = [max(columns(row[at]) for row in (heads, *cells)) for at in range(len(heads))]
+        while len(upper) > 2 and self.width and 2 + sum(full[at] + _GAP for at in upper) - _GAP > self.width:
+            upper.remove(max(upper[1:], key=lambda at: full[at]))
+        lower = [at for at in range(len(heads)) if at not in upper]
         above = Table(tuple(table.columns[at] for at in upper), ())
-        widths = [max(columns(row[at]) for row in (heads, *cells)) for at in upper]
+        widths = [full[at] for at in upper]
         self.narrow(widths, [column.keep for column in above.columns])
         numbers = [column.number for column in above.columns]
         arrow = "→ " if self.unicode else "-> "
@@ -211,10 +220,28 @@ class _Page:
         return "".join(lines)
 
     def heat(self, heat: Heat) -> str:
-        rows = tuple(Row((name, bars, f"{most:.3g}")) for name, bars, most in lines(heat))
-        first, last = heat.rows[0], heat.rows[-1]
-        shades = Column(f"{first} to {last}" if self.width is None else f"{len(heat.rows)} layers", keep=True)
-        return self.table(Table((Column("", keep=True), shades, Column("most", number=True)), rows, heat.title))
+        """A line for each column of the map, a mark for each of its rows; where they are too many, neighbours share one."""
+        names = [self.safe(name) for name in heat.columns]
+        widest = max(map(columns, names))
+        most = _MARKS
+        if self.width is not None:
+            widest = min(widest, max(_LEAST, self.width * 3 // 8))
+            most = max(1, self.width - 2 - widest - _GAP - _GAP - 7)
+        prefix, first, last = (self.safe(label) for label in ends(heat))
+        heat = binned(heat, most)
+        title = f"{self.safe(heat.title or '')}: {prefix}{first} to {last}"
+        found = [self.paint(self.wrap(title), "bold") + "\n"]
+        wide = len(heat.rows)
+        head = first + " " * (wide - columns(first) - columns(last)) + last
+        if columns(head) <= wide and columns(first) + columns(last) < wide:
+            found.append(f"  {' ' * (widest + _GAP)}{self.paint(head, 'dim')}{' ' * _GAP}{self.paint('   most', 'dim')}\n")
+        for name, (_, marks, largest) in zip(names, lines(heat, unicode=self.unicode), strict=True):
+            shown = f"{largest:7.3g}" if largest else ""
+            line = f"  {pad(self.fit(name, widest), widest)}{' ' * _GAP}{self.paint(marks, 'cyan')}"
+            found.append(f"{line}{' ' * _GAP}{shown}".rstrip() + "\n")
+        said = [f"{mark(level, unicode=self.unicode)} {text}" for level, text in legend(heat)]
+        found += [f"  {self.paint(line, 'dim')}\n" for line in self.packed(said, self.width and self.width - 2)]
+        return "".join(found)
 
     def note(self, note: Note) -> str:
         text = self.safe(note.text)
