@@ -51,7 +51,7 @@ def _opened(ctx: typer.Context, section: str | None) -> Any:
     from wtool.api import open_checkpoint
 
     # An option that waits for its value ends the parsing before the arguments get their names.
-    source = ctx.params.get("src") or ctx.args
+    source = ctx.params.get("src") or ctx.params.get("a") or ctx.args
     path = source[0] if isinstance(source, (list, tuple)) else source
     return open_checkpoint(str(path), section=section)
 
