@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from wtool.cli.average import average
 from wtool.cli.changelog import changelog
 from wtool.cli.console import ClosedPipe, Console, show_error
 from wtool.cli.convert import convert
@@ -60,6 +61,7 @@ def application() -> typer.Typer:
     app.command("inspect", context_settings=_HELP)(inspect)
     app.command("convert", context_settings=_HELP)(convert)
     app.command("diff", context_settings=_HELP)(diff)
+    app.command("average", context_settings=_HELP)(average)
     app.command("changelog", context_settings=_HELP)(changelog)
     app.add_typer(git(_HELP), name="git")
     app.add_typer(mapping(_HELP), name="map")
