@@ -321,6 +321,7 @@ def test_the_table_fits_and_a_pipe_cuts_nothing(width: int | None, unicode: bool
         assert max(map(len, text.splitlines())) <= width
     if width is None or width >= 80:
         assert "q_projection_of_some_length.weight" in text and "rearrange (h d two) i -> (h two d) i ; h=2 two=2" in text
+        assert "…" not in text and "..." not in text, "nothing is cut"
         assert "blk/{0-39}/" in text and "attention/k_projection_of_some_length/kernel" in text
     assert unicode or text.isascii()
 
