@@ -491,3 +491,29 @@ def test_keras_and_flax_meet_in_torch(tmp_path: Path) -> None:
     assert back.keys() == values.keys()
     for key, value in values.items():
         assert np.array_equal(back[key], value) or key == "net/gru/gru_cell/bias", key
+
+
+TURNED = """
+schema = "wtool.map/1"
+[sides]
+torch = "torch"
+flax = "flax"
+[[module]]
+torch = "net.{{i}}"
+flax = "net.{{i}}"
+kind = "conv_transpose{axes}d_turned"
+"""
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_transposed_convolution_that_flax_turns_itself(axes: int, tmp_path: Path) -> None:
+    sizes = (3, 4, 2)[:axes]
+    layer = getattr(torch.nn, f"ConvTranspose{axes}d")(3, 5, sizes, stride=2)
+    turned = linen.ConvTranspose(5, sizes, (2,) * axes, "VALID", transpose_kernel=True)
+    case = Case(layer, turned, (2, 3, 5, 6, 4)[: axes + 2])
+    state = {f"net.0.{key}": value for key, value in numbers(layer).items()}
+    made, _ = through(state, parse_recipe(TURNED.format(axes=axes), "own"), tmp_path, "flax")
+    values = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
+    flat = {key.replace("net.0.", ""): value for key, value in made.items()}
+    ours = torch_output(case, values)
+    assert np.abs(flax_output(case, flat, values) - ours).max() <= 2e-6 * np.abs(ours).max()
