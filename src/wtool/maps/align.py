@@ -44,7 +44,8 @@ def align(left: Sequence[Part], right: Sequence[Part], alike: bool) -> Aligned:
     """Modules in pairs, in the order of the left side. `alike`: both sides keep their axes in the same order.
 
     UNIQUE: both sides have one module whose leaves have these roles and sizes. AGREED: the two sides have the same modules in
-    the same order from first to last, and names alone would have said the same. All else is a guess.
+    the same order from first to last, and names alone would have said the same of every module of these roles and sizes. All
+    else is a guess.
     """
     some = ([part.signature or (("empty", ()),) for part in side] for side in (left, right))
     plain = _reduced(*some)
@@ -154,9 +155,11 @@ def _in_class(
             used.add(b)
 
     lefts, rights = list(names[0]), list(names[1])
-    for x, y in clear_names(list(names[0].values()), list(names[1].values())).items():
-        a, b = lefts[x], rights[y]
-        take(a, b, AGREED if complete and order.get(a) == b else NAME)
+    clear = {lefts[x]: rights[y] for x, y in clear_names(list(names[0].values()), list(names[1].values())).items()}
+    # One name that is not clear, or not where the order has it, speaks against all the others of its kind.
+    agreed = complete and len(clear) == len(lefts) and all(order.get(a) == b for a, b in clear.items())
+    for a, b in clear.items():
+        take(a, b, AGREED if agreed else NAME)
     if complete:
         for a in lefts:
             take(a, order[a], ORDER)

@@ -100,7 +100,8 @@ class Guesses:
         doubt = ""
         if kinds and _square(match) and (kinds[0].kind == "dense" or self.layouts[0] == self.layouts[1]):
             usual = self._out_first(0) != self._out_first(1)
-            if len(ways) > 1 or (_embeds(match) and ways == {not usual}):
+            nothing = not ways and self.layouts[0] == self.layouts[1]
+            if nothing or len(ways) > 1 or (_embeds(match) and ways == {not usual}):
                 doubt = _SQUARE
             elif ways == {not usual}:
                 kinds = []  # every other matrix of these names lies the other way

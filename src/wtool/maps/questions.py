@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from wtool.maps.align import Aligned, Match
 from wtool.maps.fused import triples
-from wtool.maps.signatures import Part
+from wtool.maps.signatures import Part, image_votes
 
 _JOINED = re.compile("qkv|kqv|in_proj|c_attn|query_key_value|qk_|kv_|_kv|gate_up|w12|glu", re.I)
 _ROTARY = {"rope", "rotary", "freqs", "inv"}
@@ -24,6 +24,10 @@ NOTES = (
 def questions(aligned: Aligned, left: Sequence[Part], right: Sequence[Part], layouts: tuple[str, str]) -> dict[str, str]:
     """Path of a module of the left side (empty: the whole model) -> what must be answered before its weights are trusted."""
     found: dict[str, str] = {}
+    for layout, side in zip(layouts, (left, right), strict=True):
+        shapes = {name: part.shapes[role] for part in side for role, name in part.leaves.items()}
+        if layout in ("torch", "mlx") and any(len(shape) == 4 for shape in shapes.values()) and not any(image_votes(shapes)):
+            found[""] = f"is one side MLX's, with channels last? it was taken for {layout}: no shape tells"
     if not same_names(aligned.matches):
         found |= _attention(aligned.matches, left, right)
     if layouts[0] != layouts[1]:

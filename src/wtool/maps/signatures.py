@@ -214,8 +214,12 @@ def guess_layout(names: Sequence[str], shapes: Mapping[str, Shape], suffixed: bo
         return "keras"
     if ends & {"kernel", "embedding"} and "weight" not in ends:
         return "flax"
+    told = image_votes(shapes)
+    return "mlx" if tag == "mlx" or (told[1] and not told[0]) else "torch"
+
+
+def image_votes(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """How many convolutions of images have channels before the (equal) places, as in torch, and behind them, as in MLX."""
     images = [shape for shape in shapes.values() if len(shape) == 4]
-    last = [shape for shape in images if shape[1] == shape[2] and shape[2] != shape[3]]
-    if tag == "mlx" or (last and len(last) == len([s for s in images if s[2:] != (1, 1) and s[1:3] != (1, 1)])):
-        return "mlx"
-    return "torch"
+    first = sum(shape[2] == shape[3] != shape[1] for shape in images)
+    return first, sum(shape[1] == shape[2] != shape[3] for shape in images)
