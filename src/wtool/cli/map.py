@@ -113,10 +113,11 @@ def check(
             raise UsageError(f"{odd} needs --on", hint="--on CHECKPOINT says what to check the recipe on")
     if report is not None:
         report_kind(report)
-    found = check_report(
-        run(recipe, on, like, reverse=reverse, given=given, unmatched=unmatched, section=section, strict=strict)
-    )
+    checked = run(recipe, on, like, reverse=reverse, given=given, unmatched=unmatched, section=section, strict=strict)
+    found = check_report(checked)
     console = Console(quiet=quiet, verbose=verbose)
+    for warning in checked.warnings:
+        console.warn(warning, on)
     if kind != "text" or not quiet:
         console.show([found], kind)
     if report is not None:

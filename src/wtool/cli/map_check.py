@@ -23,7 +23,7 @@ class Checked:
     """`fault` says why the recipe does not fit; `unmatched` are keys that no rule takes; `back` why it does not lead back.
 
     `resolved` is what it does, as far as it goes: None without a checkpoint, or where nothing can be said. `strict` says that
-    what is only doubtful makes it not fit. `turned`: the recipe was asked for the other way round than it is written.
+    what is only doubtful makes it not fit. `warnings` are what the reader of the checkpoint noticed.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Checked:
     came_back: int = 0
     strict: bool = False
     given: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -77,6 +78,7 @@ def check(
         raise UsageError(f"the recipe '{recipe.name}' has no variable '{odd}'", hint=hint)
     whole = open_checkpoint(on, section="all")
     part = whole.section(section)
+    found = replace(found, warnings=tuple(warning.message for warning in whole.warnings))
     try:
         mapped, (resolved,) = map_checkpoint(part, [recipe], like=like, given=given, unmatched=unmatched, whole=whole)
     except UnsetVariable:
