@@ -16,7 +16,7 @@ from wtool.boxes import Box, Shape, c_strides
 from wtool.bytesource import MemoryBytes
 from wtool.dtypes import DType
 from wtool.errors import DtypeError, UnsupportedError
-from wtool.tensor import LazyTensor, TensorSpec
+from wtool.tensor import BLOCK, STRIPE, LazyTensor, TensorSpec
 
 if TYPE_CHECKING:
     from wtool.boxes import Array
@@ -29,7 +29,8 @@ class Values:
     """A ByteSource of values that are computed: `function` of the equal ranges of `tensors`, which have one shape.
 
     Without a function it is the one tensor, through its kernels, in C order. The function gets flat arrays that are used
-    again, and answers with one of the first tensor's dtype (or of `dtype`).
+    again, and answers with one of the first tensor's dtype (or of `dtype`). One that has a true attribute `placed` is told
+    first where, in C order, the arrays begin.
     """
 
     tensors: tuple[LazyTensor, ...]
@@ -69,29 +70,39 @@ class Values:
         for low in range(first, last, step):
             high = min(low + step, last)
             parts = [tensor.flat(low, high, room) for tensor, room in zip(self.tensors, rooms, strict=True)]
-            found = self._made(parts).view(np.uint8)
+            found = self._made(low, parts).view(np.uint8)
             start, stop = max(low * item, offset), min(high * item, end)
             buffer[start - offset : stop - offset] = found[start - low * item : stop - low * item].data
 
     def stream(self, nbytes: int, stripe: int) -> Iterator[Array]:
         """All values in turn, as LazyTensor.blocks; each tensor that must be gathered is in stripes of its own."""
-        count = max(nbytes // max(tensor.dtype.numpy().itemsize for tensor in self.tensors), 1)
-        share = max(stripe // len(self.tensors), 1)
-        streams = [t.blocks(count * t.dtype.numpy().itemsize, stripe=share) for t in self.tensors]
-        held: list[Array | None] = [None] * len(streams)
-        while True:
-            for at, stream in enumerate(streams):
-                if held[at] is None or not len(held[at]):  # type: ignore[arg-type]
-                    held[at] = next(stream, None)
-            if any(block is None for block in held):
-                return
-            blocks = [block for block in held if block is not None]
-            some = min(map(len, blocks))
-            yield self._made([block[:some] for block in blocks])
-            held = [block[some:] for block in blocks]
+        for start, parts in together(self.tensors, nbytes, stripe):
+            yield self._made(start, parts)
 
-    def _made(self, parts: list[Array]) -> Array:
-        return parts[0] if self.function is None else self.function(*parts)
+    def _made(self, start: int, parts: list[Array]) -> Array:
+        if self.function is None:
+            return parts[0]
+        return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
+
+
+def together(tensors: Sequence[LazyTensor], nbytes: int = BLOCK, stripe: int = STRIPE) -> Iterator[tuple[int, list[Array]]]:
+    """Tensors of one shape side by side, in C order: where a run begins, and that run of each. Valid until the next one."""
+    count = max(nbytes // max(tensor.dtype.numpy().itemsize for tensor in tensors), 1)
+    share = max(stripe // len(tensors), 1)
+    streams = [t.blocks(count * t.dtype.numpy().itemsize, stripe=share) for t in tensors]
+    held: list[Array | None] = [None] * len(streams)
+    start = 0
+    while True:
+        for at, stream in enumerate(streams):
+            if held[at] is None or not len(held[at]):  # type: ignore[arg-type]
+                held[at] = next(stream, None)
+        if any(block is None for block in held):
+            return
+        blocks = [block for block in held if block is not None]
+        some = min(map(len, blocks))
+        yield start, [block[:some] for block in blocks]
+        held = [block[some:] for block in blocks]
+        start += some
 
 
 def _plain(tensor: LazyTensor) -> bool:

@@ -44,7 +44,7 @@ class WeightedSum:
 
     def __call__(self, *blocks: Array) -> Array:
         first = blocks[0]
-        if self.mean and self.sources[0] is self.target and _alike(blocks, self.sources):
+        if self.mean and self.sources[0] is self.target and alike(blocks, self.sources):
             self._check_one(first)
             if self.tell is not None:
                 values = widened(first, self.target).astype(np.float64)
@@ -58,7 +58,7 @@ class WeightedSum:
                 total = self._total(pieces)
                 narrow(total, out[start : start + PIECE], self.target)
                 if self.tell is not None:
-                    self._distances(pieces, total)
+                    tell_distances(self.tell, self.numbers, pieces, total)
         return out
 
     def _total(self, pieces: list[Array]) -> Array:
@@ -77,39 +77,39 @@ class WeightedSum:
             same = np.logical_and.reduce([pieces[0] == other for other in pieces[1:]]) if len(pieces) > 1 else True
             np.copyto(total, pieces[0], where=same, casting="unsafe")
         if self.finite and not np.isfinite(total).all():
-            self.blame(pieces)
+            blame(self.key, self.names, pieces)
         return total
-
-    def _distances(self, pieces: list[Array], total: Array) -> None:
-        assert self.tell is not None
-        term = scratch("f8", len(total), 5)
-        skip = len(pieces) - len(self.numbers)  # a base is no input
-        squares = []
-        for piece in pieces[skip:]:
-            np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
-            np.multiply(term, term, out=term)
-            squares.append(float(term.sum()))
-        np.multiply(total, total, out=term)
-        self.tell(self.numbers, squares, float(term.sum()))
 
     def _check_one(self, block: Array) -> None:
         if self.finite and self.target.kind in ("float", "complex"):
             for start in range(0, len(block), PIECE):
                 piece = widened(block[start : start + PIECE], self.target)
                 if not np.isfinite(piece).all():
-                    self.blame([piece])
-
-    def blame(self, pieces: list[Array]) -> None:
-        """Raise for the input that is not finite. Finite inputs may still have a sum that is not: that is an overflow."""
-        for name, piece in zip(self.names, pieces, strict=False):
-            if not np.isfinite(piece).all():
-                what = "NaN" if np.isnan(piece).any() else "an infinity"
-                raise NotFiniteError(
-                    f"'{self.key}' holds {what}", path=name, hint="leave the input or, with --exclude, the tensor out"
-                )
+                    blame(self.key, self.names, [piece])
 
 
-def _alike(blocks: tuple[Array, ...], sources: tuple[DType, ...]) -> bool:
+def tell_distances(tell: Tell, numbers: tuple[int, ...], pieces: Sequence[Array], total: Array) -> None:
+    """Tell how far the inputs called `numbers` lie from the outcome; pieces before those of them, a base, are no inputs."""
+    term = scratch("f8", len(total), 5)
+    squares = []
+    for piece in pieces[len(pieces) - len(numbers) :]:
+        np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
+        np.multiply(term, term, out=term)
+        squares.append(float(term.sum()))
+    np.multiply(total, total, out=term)
+    tell(numbers, squares, float(term.sum()))
+
+
+def blame(key: str, names: Sequence[str], pieces: Sequence[Array]) -> None:
+    """Raise for the input that is not finite. Finite inputs may still have a sum that is not: that is an overflow."""
+    for name, piece in zip(names, pieces, strict=False):
+        if not np.isfinite(piece).all():
+            what = "NaN" if np.isnan(piece).any() else "an infinity"
+            raise NotFiniteError(f"'{key}' holds {what}", path=name, hint="leave the input or, with --exclude, the tensor out")
+
+
+def alike(blocks: Sequence[Array], sources: Sequence[DType]) -> bool:
+    """Whether all hold the same bits of the same dtype."""
     return all(source is sources[0] for source in sources) and all(same_bytes(blocks[0], other) for other in blocks[1:])
 
 
