@@ -21,7 +21,9 @@ from wtool.formats.tensorflow.graph import EMPTY, KEY, Graph, alias, is_object_k
 from wtool.formats.tensorflow.place import INDEX, Place, locate, shard_name
 from wtool.formats.tensorflow.sections import framework, sections, worth_parsing
 from wtool.formats.tensorflow.strings import decode, plain
+from wtool.keys import short_key
 from wtool.tensor import Box, LazyTensor, Shape, TensorSpec, c_strides
+from wtool.text import printable
 
 _MAX_TEXT = 64 << 20  # bytes of a string tensor that is still read at open
 _MAX_STRINGS = 1_000_000  # in it
@@ -274,7 +276,7 @@ def _partition(boxes: list[Box], shape: Shape) -> bool:
 def index_lines(path: str) -> list[str]:
     """What an index file says of its tensors without its data shards: sorted lines of key, dtype, shape and CRC-32C.
 
-    Empty if it is no index of a checkpoint V2.
+    Of a partitioned variable that of each slice. Empty if it is no index of a checkpoint V2.
     """
     try:
         pairs = read_table(LocalFile(path))
@@ -282,15 +284,20 @@ def index_lines(path: str) -> list[str]:
         if key != b"" or parse_header(value) is None:
             return []
         shapes: dict[bytes, Shape] = {}
+        slices: dict[bytes, Entry] = {}  # those of partitioned variables, which come first
         found = ["# tensorflow index; the values lie in its data shards"]
         for key, value in pairs:
             entry = parse_entry(value, shapes)
-            if key[:1] != b"\0":  # a slice of a partitioned variable
-                row = BY_TF.get(entry.dtype)
-                name = row.name if row is not None else OTHER_TYPES.get(entry.dtype, str(entry.dtype))
-                shape = ", ".join(map(str, entry.shape))
-                text = key.decode("utf-8", "replace").removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
-                found.append(f"{text}  {name} [{shape}]  crc32c {entry.crc:08x}")
+            if key[:1] == b"\0":
+                slices[key] = entry
+                continue
+            row = BY_TF.get(entry.dtype)
+            name = row.name if row is not None else OTHER_TYPES.get(entry.dtype, str(entry.dtype))
+            shape = ", ".join(map(str, entry.shape))
+            parts = [slices.get(slice_key(key, extents), entry) for extents in entry.slices] or [entry]
+            sums = " ".join(f"{part.crc:08x}" for part in parts)
+            text = printable(short_key(key.decode("utf-8", "backslashreplace")))
+            found.append(f"{text}  {name} [{shape}]  crc32c {sums}")
         return found
     except WtoolError:
         return []
