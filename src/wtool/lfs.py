@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 LONGEST = 1024  # bytes of a pointer, by the specification
 _POINTER = re.compile(
-    rb"version https://(?:git-lfs\.github\.com/spec|hawser\.github\.com/spec)/v1\n(?:ext-[^\n]*\n)*"
-    rb"oid sha256:([0-9a-f]{64})\nsize ([0-9]{1,19})\n?"
+    rb"version https://(?:git-lfs\.github\.com/spec|hawser\.github\.com/spec)/v1\r?\n(?:ext-[^\n]*\n)*"
+    rb"oid sha256:([0-9a-f]{64})\r?\nsize ([0-9]{1,19})\r?\n?"
 )
 
 
@@ -30,9 +30,9 @@ def parse_pointer(data: bytes) -> Pointer | None:
 
 
 def local_object(pointer: Pointer, folder: str) -> str | None:
-    """Where the file lies in LFS's store (`.git/lfs`), if it has been fetched whole."""
+    """Where the file lies in LFS's store (`.git/lfs`; "" is none), if it has been fetched whole."""
     path = os.path.join(folder, "objects", pointer.oid[:2], pointer.oid[2:4], pointer.oid)
     try:
-        return path if os.path.getsize(path) == pointer.size else None
+        return path if folder and os.path.getsize(path) == pointer.size else None
     except OSError:
         return None

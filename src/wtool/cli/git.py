@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from wtool.cli import options
+from wtool.cli import options, repository
 from wtool.cli.console import Console
-from wtool.errors import MissingExtraError, NotFoundError, UnsupportedError, UsageError, WriteError, WtoolError
+from wtool.cli.repository import git
+from wtool.cli.textconv import textconv
+from wtool.errors import UsageError
 
-# By suffix, since git asks by name. `.bin` may be anything: what is no checkpoint is told as such, in one line.
+# By suffix, since git asks by name. Any of them may be something else: what is no checkpoint is told as such, text as text.
 PATTERNS = ("*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.index")
 _DRIVER = "diff.wtool"
 _CACHE = "refs/notes/textconv/wtool"
-_BEGIN, _END = "# wtool: checkpoints as text in git diff", "# wtool: end"
+_SETTINGS = ("textconv", "cachetextconv", "binary")
 
 
 def application(settings: dict[str, object]) -> typer.Typer:
     """The group of commands, mounted. `settings` are those of every command."""
     app = typer.Typer(context_settings=settings)
     app.callback(invoke_without_command=True)(_group)
-    app.command("install", context_settings=settings)(install)
-    app.command("uninstall", context_settings=settings)(uninstall)
-    app.command("textconv", context_settings=settings)(textconv)
+    for command in (install, uninstall, status, textconv):
+        app.command(command.__name__, context_settings=settings)(command)
     return app
 
 
@@ -38,7 +38,7 @@ def _group(ctx: typer.Context) -> None:
 
 
 _Shared = Annotated[
-    bool, typer.Option("--shared", help="Write .gitattributes, for everyone who clones, rather than .git/info/attributes.")
+    bool, typer.Option("--shared", help="In .gitattributes, for everyone who clones, rather than .git/info/attributes.")
 ]
 _Global = Annotated[bool, typer.Option("--global", help="For all of your repositories, not only this one.")]
 
@@ -54,28 +54,28 @@ def install(
 ) -> int:
     """Set this checkout up so that git shows checkpoints as text, a line for each tensor.
 
-    The line has key, dtype, shape, digest, mean, std and the largest magnitude. Works with files in the repository and with Git
-    LFS. Nothing of the files or the history is changed.
+    The line has key, dtype, shape, digest, mean, std and the largest magnitude. Works with files in the repository and with
+    Git LFS. Nothing of the files or the history is changed. Run it again after wtool has moved or been upgraded.
     """
-    if shared and global_:
-        raise UsageError("--shared and --global contradict each other")
-    globs = tuple(pattern or PATTERNS)
-    odd = next((glob for glob in globs if not glob or glob[0] in '#!"' or any(char.isspace() for char in glob)), None)
+    where = _attributes(shared=shared, everywhere=global_)
+    globs = list(dict.fromkeys(pattern or PATTERNS))
+    odd = next((glob for glob in globs if not _is_pattern(glob)), None)
     if odd is not None:
         raise UsageError(f"'{odd}' is no pattern of git's attributes", hint="as in '*.safetensors' or 'models/**'")
-    where = _attributes(shared=shared, everywhere=global_)
-    scope = ["--global"] if global_ else ["--local"]
-    lines = [f"{glob} diff=wtool" for glob in globs]
-    _replace(where, [_BEGIN, *lines, _END])
-    command = f"{shlex.quote(sys.executable)} -m wtool git textconv"
     # A cache would keep saying that an LFS object has not been fetched after it has.
-    cached = "false" if global_ or _has_lfs() else "true"
-    for name, value in (("textconv", command), ("cachetextconv", cached), ("binary", "true")):
-        _git("config", *scope, f"{_DRIVER}.{name}", value)
+    cached = "false" if global_ or repository.has_lfs() else "true"
+    # -P: git starts us at the top of the repository, whose own wtool.py or numpy.py must never run.
+    command = f"{shlex.quote(sys.executable)} -P -m wtool git textconv --"
+    scope = "--global" if global_ else "--local"
+    for name, value in zip(_SETTINGS, (command, cached, "true"), strict=True):
+        git("config", scope, "--replace-all", f"{_DRIVER}.{name}", value)
+    repository.put(where, globs)
+    if not global_:
+        _drop_cache()
     console = Console(quiet=quiet)
     console.note(f"git diff, git show and git log -p now show {', '.join(globs)} tensor by tensor")
     console.note(
-        f"written: {_relative(where)}, and the driver 'wtool' in git's configuration; `wtool git uninstall` undoes it"
+        f"written: {_short(where)}, and the driver 'wtool' in git's configuration; `{_undoing(shared, global_)}` undoes it"
     )
     if shared:
         console.note("others see it after `wtool git install` in their own clone: git takes no commands from a repository")
@@ -83,136 +83,114 @@ def install(
 
 
 def uninstall(shared: _Shared = False, global_: _Global = False, quiet: options.Quiet = False) -> int:
-    """Undo `wtool git install`: the attributes, the driver and its cache."""
-    where = _attributes(shared=shared, everywhere=global_)
+    """Undo `wtool git install`: the attributes, the driver and its cache. .gitattributes only with --shared."""
+    where = [_attributes(shared=shared, everywhere=global_)]
+    if shared:
+        where.append(repository.local_attributes())
     scope = "--global" if global_ else "--local"
-    there = _replace(where, [])
-    known = bool(_git("config", scope, "--get-regexp", rf"^{_DRIVER}\.", check=False))
-    if known:
-        _git("config", scope, "--remove-section", _DRIVER)
-    if not global_ and _git("rev-parse", "--verify", "--quiet", _CACHE, check=False):
-        _git("update-ref", "-d", _CACHE)
-    Console(quiet=quiet).note("undone" if there or known else "there was nothing to undo")
+    there = [path for path in where if repository.put(path, ())]
+    known = [name for name in _SETTINGS if git("config", scope, "--get-all", f"{_DRIVER}.{name}", check=False)]
+    for name in known:
+        git("config", scope, "--unset-all", f"{_DRIVER}.{name}")
+    if not global_:
+        _drop_cache()
+    console = Console(quiet=quiet)
+    console.note("undone" if there or known else "there was nothing to undo")
+    if not (shared or global_ or repository.is_bare()) and repository.patterns(repository.shared_attributes()):
+        console.note(".gitattributes still names the driver, which does nothing without it; --shared takes that out too")
     return 0
 
 
-def textconv(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What git hands over: a checkpoint or an LFS pointer.")],
-) -> int:
-    """Print a checkpoint as sorted lines of text, for git. Always answers, since git gives up where a driver does."""
-    console = Console()
-    for line in _lines(file):
-        console.out(line + "\n")
-    return 0
+def status(json: options.Json = False, format: options.Format = None) -> int:
+    """Say whether git shows checkpoints as text here, for which files, and whether wtool is still where it was.
 
+    Exit code 1 if it does not.
+    """
+    from wtool.report import Facts, Note, Report
 
-def _lines(path: str) -> list[str]:
-    from wtool.lfs import LONGEST, local_object, parse_pointer
-
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(LONGEST + 1)
-    except OSError as error:
-        return [f"# cannot be read: {error.strerror}"]
-    pointer = parse_pointer(head)
-    if pointer is None:
-        return _listed(path)
-    there = local_object(pointer, _lfs_store())
-    if there is None:
-        return [f"# Git LFS: {pointer.size} bytes, sha256 {pointer.oid}", "# not fetched: `git lfs fetch --all` brings it"]
-    return _listed(there)
-
-
-def _listed(path: str) -> list[str]:
-    """The listing, or one line that says why there is none. Of a TensorFlow index alone, what the index says."""
-    from wtool.analysis.listing import listing
-    from wtool.api import open_checkpoint
-
-    try:
-        checkpoint = open_checkpoint(path, section="all")
-        source = checkpoint.source
-        return [f"# {source.format} {source.variant}", *listing(checkpoint, options.worker_count(None))]
-    except (NotFoundError, UnsupportedError) as error:
-        from wtool.formats.tensorflow.reader import index_lines
-
-        return index_lines(path) or [f"# no checkpoint that can be shown: {error.message}"]
-    except WtoolError as error:
-        return [f"# no checkpoint that can be shown: {error.message}"]
-
-
-def _has_lfs() -> bool:
-    """Whether this repository keeps files in LFS."""
-    return bool(_git("grep", "--untracked", "-l", "-e", "filter=lfs", "--", "*.gitattributes", check=False))
-
-
-def _lfs_store() -> str:
-    """The folder of LFS's objects of the repository that git runs us for."""
-    try:
-        folder = _git("config", "--get", "lfs.storage", check=False)
-        common = _git("rev-parse", "--git-common-dir")
-    except WtoolError:
-        return ""
-    if not folder:
-        return os.path.join(common, "lfs")
-    return folder if os.path.isabs(folder) else os.path.join(common, folder)
+    kind = options.output_kind(json, format)
+    git("rev-parse", "--git-dir")
+    command = git("config", "--get", f"{_DRIVER}.textconv", check=False)
+    places = [repository.local_attributes(), repository.global_attributes()]
+    if not repository.is_bare():
+        places.insert(1, repository.shared_attributes())
+    found = {path: globs for path in places if (globs := repository.patterns(path))}
+    works = bool(command) and _runs(command)
+    data: dict[str, Any] = {
+        "installed": bool(command and found),
+        "works": works,
+        "command": command or None,
+        "cached": git("config", "--type=bool", "--get", f"{_DRIVER}.cachetextconv", check=False) == "true",
+        "patterns": [{"path": path, "patterns": globs} for path, globs in found.items()],
+    }
+    files = _files() if command else []
+    shown = [name for name, value in files if value == "wtool"]
+    others = [(name, value) for name, value in files if value != "wtool" and name.endswith(tuple(p[1:] for p in PATTERNS))]
+    data |= {"files": len(shown), "others": [{"path": name, "diff": value} for name, value in others]}
+    rows = [("installed", "yes" if data["installed"] else "no")]
+    if command:
+        rows.append(("command", command))
+        rows.append(("cache", "on" if data["cached"] else "off"))
+        rows += [("patterns", f"{' '.join(globs)} in {_short(path)}") for path, globs in found.items()]
+        rows.append(("files", f"{len(shown):,} tracked"))
+    notes = []
+    if command and not works:
+        notes.append(Note("The command does not run any more: `wtool git install` mends it.", "warning"))
+    if (command or found) and not data["installed"]:
+        what = "no file of attributes names the driver" if command else "the attributes name a driver that git does not know"
+        notes.append(Note(f"Half of it is missing: {what}. `wtool git install` mends it.", "warning"))
+    if command and others:
+        some = ", ".join(f"{name} (diff: {value})" for name, value in others[:3]) + (", ..." if len(others) > 3 else "")
+        notes.append(Note(f"Not shown tensor by tensor: {some}", "info"))
+    good = data["installed"] and works
+    report = Report("wtool.git-status/1", "wtool in git", data, (Facts(tuple(rows)), *notes), 0 if good else 1)
+    Console().show([report], kind)
+    return report.exit_code
 
 
 def _attributes(*, shared: bool, everywhere: bool) -> str:
     """The file of attributes to write."""
+    if shared and everywhere:
+        raise UsageError("--shared and --global contradict each other")
     if everywhere:
-        given = _git("config", "--global", "--get", "--path", "core.attributesFile", check=False)
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-        return given or os.path.join(home, "git", "attributes")
-    top = _git("rev-parse", "--show-toplevel")
-    return (
-        os.path.join(top, ".gitattributes") if shared else os.path.abspath(_git("rev-parse", "--git-path", "info/attributes"))
-    )
+        return repository.global_attributes()
+    return repository.shared_attributes() if shared else repository.local_attributes()
 
 
-def _replace(path: str, lines: list[str]) -> bool:
-    """Put our lines at the end of a file of attributes, in place of those of before; none takes them out. Whether any were."""
+def _is_pattern(glob: str) -> bool:
+    return bool(glob) and glob[0] not in '#!"' and not glob.startswith("[attr]") and not any(map(str.isspace, glob))
+
+
+def _drop_cache() -> None:
+    """Forget what was shown before: another version may say it in other words."""
+    if git("rev-parse", "--verify", "--quiet", _CACHE, check=False):
+        git("update-ref", "-d", _CACHE)
+
+
+def _runs(command: str) -> bool:
+    """Whether the program that git was told of can still say its version."""
+    import subprocess
+
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            old = file.read().splitlines()
-    except FileNotFoundError:
-        old = []
-    except OSError as error:
-        raise WriteError(f"cannot be read: {error.strerror}", path=path) from None
-    kept = list(old)
-    if _BEGIN in kept:
-        first = kept.index(_BEGIN)
-        last = kept.index(_END, first) if _END in kept[first:] else first
-        del kept[first : last + 1]
-    after = kept + lines
-    if after != old:
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.wtool"
-            with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write("".join(f"{line}\n" for line in after))
-            if after:
-                os.replace(temporary, path)
-            else:
-                os.remove(temporary)
-                os.remove(path)
-        except OSError as error:
-            raise WriteError(f"cannot be written: {error.strerror}", path=path) from None
-    return kept != old
+        words = shlex.split(command)
+        words = words[: words.index("git")] if "git" in words else words[:1]
+        return subprocess.run([*words, "--version"], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+    except (OSError, ValueError):
+        return False
 
 
-def _git(*words: str, check: bool = True) -> str:
-    """What git answers, without its last newline; "" if it fails and `check` is off."""
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, errors="surrogateescape")
-    except FileNotFoundError:
-        raise MissingExtraError("git is not installed", hint="wtool git works on a checkout of git") from None
-    if done.returncode and check:
-        said = done.stderr.strip().splitlines()
-        message = said[0].removeprefix("fatal: ") if said else f"git {words[0]} failed"
-        raise UsageError(f"git: {message}", hint="run it inside a repository")
-    return "" if done.returncode else done.stdout.rstrip("\n")
+def _files() -> list[tuple[str, str]]:
+    """Tracked files from here down, and what their attribute `diff` is; without those where it says nothing."""
+    names = git("ls-files", "-z", check=False)
+    told = git("check-attr", "-z", "--stdin", "diff", check=False, given=names).split("\0") if names else []
+    found = zip(told[0::3], told[2::3], strict=False)
+    return [(name, value) for name, value in found if value != "unspecified"]
 
 
-def _relative(path: str) -> str:
+def _undoing(shared: bool, everywhere: bool) -> str:
+    return "wtool git uninstall" + " --shared" * shared + " --global" * everywhere
+
+
+def _short(path: str) -> str:
     short = os.path.relpath(path)
     return path if short.startswith("..") else short
