@@ -30,6 +30,33 @@ LIST = """
 import sys, torch
 for key, value in torch.load(sys.argv[1], mmap=True, weights_only=True).items(): print(key, value.dtype, tuple(value.shape))
 """
+# Every matrix transposed; and nothing but other names.
+TURNED = """
+schema = "wtool.map/1"
+[sides]
+torch = "torch"
+keras = "keras"
+[[tensor]]
+torch = "{name:wte|wpe}.weight"
+keras = "{name:wte|wpe}/kernel"
+ops = ["t"]
+[[tensor]]
+torch = "h.{i}.{part:attn|mlp}.{name}.weight"
+keras = "h/{i}/{part:attn|mlp}/{name}/kernel"
+ops = ["t"]
+[[tensor]]
+torch = "{path*}"
+keras = "{path*}"
+"""
+NAMED = """
+schema = "wtool.map/1"
+[sides]
+torch = "torch"
+mlx = "mlx"
+[[tensor]]
+torch = "{path*}"
+mlx = "model.{path*}"
+"""
 
 
 def make(folder: Path, gb: float) -> None:
@@ -108,6 +135,8 @@ def main() -> None:
     # In a process of its own: a child's peak counts what its parent held when it was forked.
     subprocess.run([sys.executable, __file__, "--make", "--gb", str(given.gb), "--keep", data], check=True)
     out.mkdir(exist_ok=True)
+    (data / "turned.toml").write_text(TURNED)
+    (data / "named.toml").write_text(NAMED)
     convert = [*WTOOL, "convert", "-q"]
     tf = data / "tf.ckpt.data-00000-of-00001"
     rows: list[tuple[str, list[str | Path], Path]] = [
@@ -141,6 +170,21 @@ def main() -> None:
             data / "f32.safetensors",
         ),
         ("transposed pth -> safetensors", [*convert, data / "transposed.pth", out / "o.safetensors"], data / "transposed.pth"),
+        (
+            "map, every matrix transposed",
+            [*convert, data / "f32.safetensors", out / "o.safetensors", "--map", data / "turned.toml"],
+            data / "f32.safetensors",
+        ),
+        (
+            "map, every matrix transposed, to TensorFlow",
+            [*convert, data / "f32.safetensors", out / "o.ckpt", "--map", data / "turned.toml"],
+            data / "f32.safetensors",
+        ),
+        (
+            "map, other names",
+            [*convert, data / "f32.safetensors", out / "o.safetensors", "--map", data / "named.toml"],
+            data / "f32.safetensors",
+        ),
         ("transposed c64 pth -> safetensors", [*convert, data / "complex.pth", out / "o.safetensors"], data / "complex.pth"),
         (
             "peer: torch.load(mmap) + save_file",
