@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import draft_models as models
 import pytest
@@ -14,6 +16,9 @@ from draft_models import Shapes, checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wtool.api import open_checkpoint, save_checkpoint
+from wtool.between import map_checkpoint
+from wtool.cli.app import run
 from wtool.maps.align import AGREED, AMBIGUOUS, FUSED, NAME, ORDER, SURE, UNIQUE, common
 from wtool.maps.draft import Draft, draft
 from wtool.maps.library import load
@@ -130,6 +135,18 @@ def test_all_sure() -> None:
     assert sure(models.llama_hf(2), renamed), "the same names behind a prefix are the same model, rotary or not"
 
 
+@pytest.mark.parametrize("inputs, asked", [(16, False), (400, True), (80, True), (426, True)])
+def test_dense_layers_behind_flatten(inputs: int, asked: bool) -> None:
+    """Told by what stands before: as many inputs as the convolution has channels are pooled, all others may be an image."""
+    left: Shapes = {"c1.weight": (6, 3, 5, 5), "c2.weight": (16, 6, 5, 5), "f1.weight": (120, inputs), "f2.weight": (10, 120)}
+    right: Shapes = {"c1/kernel": (5, 5, 3, 6), "c2/kernel": (5, 5, 6, 16), "f1/kernel": (inputs, 120), "f2/kernel": (120, 10)}
+    for one, two in ((left, right), (right, left), (left, models.alphabetical(right))):
+        doubts = draft(checkpoint(one), checkpoint(two)).doubts()
+        assert len(doubts) == asked
+        assert all("Flatten" in why and name.startswith("f1") for name, why in doubts.items())
+    assert not draft(checkpoint(left), checkpoint({f"x.{key}": shape for key, shape in left.items()})).doubts()
+
+
 def shuffled(shapes: Shapes, seed: int) -> Shapes:
     """Modules in another order."""
     modules: dict[str, list[str]] = {}
@@ -232,11 +249,47 @@ def test_depthwise_is_told_by_the_template() -> None:
     assert "could be" in " ".join(found.doubts().values()), "Flax flips a transposed convolution's kernel"
 
 
-def test_recurrent_layers_and_attention() -> None:
-    left: Shapes = {"rnn.weight_ih_l0": (20, 3), "rnn.weight_hh_l0": (20, 5), "rnn.bias_ih_l0": (20,), "rnn.bias_hh_l0": (20,)}
-    right: Shapes = {"rnn/lstm_cell/kernel": (3, 20), "rnn/lstm_cell/recurrent_kernel": (5, 20), "rnn/lstm_cell/bias": (20,)}
+ATTENTION: tuple[Shapes, Shapes] = (
+    {"a.in_proj_weight": (48, 16), "a.in_proj_bias": (48,), "a.out_proj.weight": (16, 16), "a.out_proj.bias": (16,)},
+    {f"mha/{n}/{leaf}": shape for n in ("query", "key", "value") for leaf, shape in (("kernel", (16, 4, 4)), ("bias", (4, 4)))}
+    | {"mha/attention_output/kernel": (4, 4, 16), "mha/attention_output/bias": (16,)},
+)
+
+
+def recurrent(gates: int, layers: int = 1) -> Shapes:
+    leaves = {"weight_ih": (gates * 5, 5), "weight_hh": (gates * 5, 5), "bias_ih": (gates * 5,), "bias_hh": (gates * 5,)}
+    return {f"rnn.{leaf}_l{layer}": shape for layer in range(layers) for leaf, shape in leaves.items()}
+
+
+def cell(at: str, gates: int, *bias: int) -> Shapes:
+    return {f"{at}/kernel": (5, gates * 5), f"{at}/recurrent_kernel": (5, gates * 5), f"{at}/bias": (*bias, gates * 5)}
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize(
+    "left, right, kind, values",
+    [
+        (*ATTENTION, "attention", {"heads": 4}),
+        (recurrent(4), cell("lstm/lstm_cell", 4), "lstm", {}),
+        (recurrent(3), cell("gru/gru_cell", 3, 2), "gru", {}),
+        (recurrent(1), cell("simple_rnn/simple_rnn_cell", 1), "rnn", {}),
+    ],
+    ids=["attention", "lstm", "gru", "rnn"],
+)
+def test_layers_of_several_modules(left: Shapes, right: Shapes, kind: str, values: dict[str, int], back: bool) -> None:
+    left, right = left | {"end.weight": (3, 7)}, right | {"end/kernel": (7, 3)}
+    if back:
+        left, right = right, left
     found = draft(checkpoint(left), checkpoint(right))
-    assert [rule.kind for rule in found.rules] == ["lstm"]
+    assert {(rule.kind, rule.values) for rule in found.rules} == {(kind, tuple(values.items())), ("dense", ())}
+    assert found.doubts() == {}
+    reproduced(found, left)
+
+
+def test_layers_of_one_recurrent_module_are_told_by_order_alone() -> None:
+    left, right = recurrent(4, 2), cell("lstm/lstm_cell", 4) | cell("lstm_1/lstm_cell", 4)
+    found = draft(checkpoint(left), checkpoint(right))
+    assert [(rule.verdict, rule.values) for rule in found.rules] == [(ORDER, ()), (ORDER, (("layer", 1),))]
     reproduced(found, left)
 
 
@@ -272,6 +325,113 @@ def test_common_subsequence_is_longest(left: list[str], right: list[str]) -> Non
     assert all(left[i] == right[j] for i, j in found)
     assert all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(found))
     assert len(found) == table[-1][-1]
+
+
+WORDS = ["a", "b", "encoder", "enc", "decoder", "attn", "attention", "mlp", "fc", "dense", "proj", "out", "output", "q", "k"]
+WORDS += ["v", "query", "norm", "ln", "up", "down", "gate", "post", "w"]
+FRESH = [f"{one}{two}" for one in ("foo", "bar", "baz") for two in ("qux", "zip", "lam", "nu", "rho", "mi")]
+
+
+def invented(r: random.Random) -> tuple[Shapes, Shapes, dict[str, str], bool]:
+    """A small model, the same under other names, which name is which, and whether matrices are turned.
+
+    Words become others, even words that mean something else in the first model; numbers shift; modules may be in any order.
+    """
+    vocabulary = r.sample(WORDS, 6)
+    names: list[str] = []
+    for _ in range(r.randint(1, 4)):
+        parts = [r.choice(vocabulary) for _ in range(r.randint(1, 3))]
+        many = range(r.randint(1, 3)) if r.random() < 0.5 else [""]
+        names += [".".join([*parts[:-1], f"{parts[-1]}{i}"]) for i in many]
+    names = list(dict.fromkeys(names))
+    words = list(dict.fromkeys(re.findall("[a-z]+", " ".join(names))))
+    r.shuffle(words)
+    chained = r.random() < 0.4
+    others = {w: words[i + 1] if chained and i + 1 < len(words) else r.choice((w, FRESH[i])) for i, w in enumerate(words)}
+    if len(set(others.values())) < len(others):
+        others = dict(zip(words, FRESH, strict=False))
+    shift, cross, turned = r.choice((0, 0, 1)), r.random() < 0.5, r.random() < 0.3
+    leaf, separator = ("kernel", "/") if cross else ("weight", ".")
+    found = []
+    for name in names:
+        other = re.sub("[a-z]+", lambda word: others[word[0]], name)
+        other = re.sub("[0-9]+", lambda number: str(int(number[0]) + shift), other).replace(".", separator)
+        found.append((f"{name}.weight", f"{other}{separator}{leaf}", r.choice(((4, 4), (4, 4), (4, 8), (8, 4), (6, 3)))))
+    left = {one: shape for one, _, shape in found}
+    if r.random() < 0.5:
+        r.shuffle(found)
+    right = {two: shape[::-1] if cross or turned else shape for _, two, shape in found}
+    return left, right, {two: one for one, two, _ in found}, cross or turned
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_sure_is_right(seed: int) -> None:
+    r = random.Random(seed)
+    seen: Counter[str] = Counter()
+    for _ in range(40):
+        left, right, truth, turned = invented(r)
+        found = draft(checkpoint(left), checkpoint(right))
+        assert found.fault == ""
+        for rule in found.rules:
+            ((one,), (two,)) = rule.rows[0]
+            mine = truth.get(two) or next(a for b, a in truth.items() if b.endswith(f"/{two}"))
+            seen[rule.verdict] += 1
+            assert rule.verdict not in SURE or mine == one, (left, right)
+            if not found.doubts():
+                assert turned == (rule.kind == "dense" or rule.ops == ("t",)), (left, right)
+    assert seen[UNIQUE] and seen[AGREED]
+
+
+def saved(shapes: Shapes, path: Path) -> str:
+    save_checkpoint(checkpoint(shapes), path)
+    return str(path)
+
+
+def test_auto(tmp_path: Path) -> None:
+    source = saved(cnn_torch(), tmp_path / "a.pth")
+    renamed = {f"backbone.{key}".replace("blocks", "layers"): shape for key, shape in cnn_torch().items()}
+    like = saved(renamed, tmp_path / "t.pth")
+    target = tmp_path / "b.pth"
+    assert run(["convert", source, str(target), "--map", "auto", "--like", like]) == 0
+    assert list(open_checkpoint(target)) == list(renamed)
+    whole = open_checkpoint(source, section="all")
+    _, (done,) = map_checkpoint(whole.section(), ["auto"], like=like, whole=whole)
+    assert {row.why.partition(";")[0] for row in done.rows} == set(SURE)
+
+
+def test_auto_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved({f"features.{i}.weight": (8, 8, 3, 3) for i in (0, 2, 5, 7, 10)}, tmp_path / "a.pth")
+    like = saved({f"conv{i}/kernel": (3, 3, 8, 8) for i in range(5)}, tmp_path / "t.pth")
+    target = tmp_path / "b.ckpt"
+    assert run(["convert", source, str(target), "--map", "auto", "--like", like]) == 2
+    error = capsys.readouterr().err
+    assert "5 doubts: 'features.0.weight' (order only); " in error
+    assert " and 2 more" in error
+    assert "wtool map draft" in error
+    assert not list(tmp_path.glob("b.*"))
+    for options in (
+        [],
+        ["--like", like, "--reverse"],
+        ["--like", like, "--map", "torch-to-keras"],
+        ["--like", like, "--set", "a=1"],
+    ):
+        assert run(["convert", source, str(target), "--map", "auto", *options]) == 2
+        assert "--map auto" in capsys.readouterr().err
+
+
+def test_draft_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, like = saved(cnn_torch(), tmp_path / "a.pth"), saved(cnn_keras(), tmp_path / "t.pth")
+    recipe, target = tmp_path / "recipe.toml", tmp_path / "b.pth"
+    assert run(["map", "draft", source, "--like", like]) == 0
+    printed = capsys.readouterr().out
+    assert run(["map", "draft", source, "--like", like, "-o", str(recipe)]) == 0
+    assert recipe.read_text(encoding="utf-8").strip() == printed.strip()
+    assert run(["map", "draft", source, "--like", like, "-o", str(recipe)]) == 2
+    assert run(["map", "draft", source]) == 2
+    capsys.readouterr()
+    assert run(["map", "check", str(recipe), "--on", source, "--like", like]) == 0
+    assert run(["convert", source, str(target), "--map", str(recipe), "--like", like]) == 0
+    assert list(open_checkpoint(target)) == list(cnn_keras())
 
 
 def test_odd_checkpoints() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from wtool.errors import MapError
 from wtool.maps.align import AMBIGUOUS, FUSED, Match
 from wtool.maps.fused import Fused, fused_ops
-from wtool.maps.kinds import LAYOUTS, module_kinds, shipped
+from wtool.maps.kinds import LAYOUTS, Kind, module_kinds, shipped, variables
 from wtool.maps.match import Variables
 from wtool.maps.modules import match_modules
 from wtool.maps.recipe import Recipe
@@ -166,7 +166,7 @@ class Guesses:
             roles = tuple({name: role for role, name in part.leaves.items()} for part in (match.left, match.right))
             does: dict[object, Fitting] = {}
             for kind in module_kinds(shipped(), self.layouts):
-                for values in self._values(kind.vars, kind.name, match):
+                for values in self._values(kind, match):
                     found = self._try(match, kind.name, values)
                     if found is not None:
                         rows = tuple((tuple(roles[0][n] for n in s), tuple(roles[1][n] for n in t)) for s, t, _ in found)
@@ -175,13 +175,17 @@ class Guesses:
             self.fitted[key] = list(does.values())
         return self.fitted[key]
 
-    def _values(self, own: Mapping[str, object], kind: str, match: Match) -> list[tuple[tuple[str, int], ...]]:
-        if "layer" in own:
+    def _values(self, kind: Kind, match: Match) -> list[tuple[tuple[str, int], ...]]:
+        """What the kind's variables may be, told by the shapes of the two modules."""
+        shapes = [shape for part in (match.left, match.right) for shape in part.shapes.values()]
+        if "layer" in kind.vars:
             layer = max(match.left.layer, match.right.layer)
             return [(("layer", layer),) if layer else ()]
-        if kind.endswith("_m"):
-            last = [part.shapes[part.main][-1] for part in (match.left, match.right) if part.shapes[part.main]]
-            return [(("m", m),) for m in last if m > 1]
+        asked = {name for leaf in kind.leaves for ops in leaf.ops.values() for op in ops for name in variables(op)}
+        if "m" in asked:
+            return [(("m", m),) for m in dict.fromkeys(shape[-1] for shape in shapes if shape) if m > 1]
+        if "heads" in asked:
+            return [*((("heads", h),) for h in dict.fromkeys(shape[1] for shape in shapes if len(shape) == 3)), ()]
         return [()]
 
     def _try(

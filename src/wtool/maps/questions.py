@@ -60,7 +60,10 @@ def _attention(matches: Sequence[Match], left: Sequence[Part], right: Sequence[P
             "then q and k need rearrange (h d two) i -> (h two d) i"
         )
     for match in matches:
-        if any(_JOINED.search(name) for part in (match.left, match.right) for name in part.leaves.values()):
+        # A kind of attention as a whole knows the order on both sides.
+        if not match.left.whole and any(
+            _JOINED.search(name) for part in (match.left, match.right) for name in part.leaves.values()
+        ):
             found[match.left.path] = "several matrices in one: is their order (plain, or head by head) the same on both sides?"
     return found
 
@@ -124,4 +127,7 @@ def _out(part: Part) -> int:
     shape = part.shapes[part.main]
     if not shape:
         return 0
+    if part.whole:  # a recurrent layer's states, of both ways; attention gives what it takes
+        states = [some[1] for leaf, some in part.shapes.items() if leaf.startswith("weight_hh")]
+        return sum(states) or shape[-1]
     return shape[1] if len(shape) > 2 and _TURNED.search(part.path) else shape[0]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 
 from wtool.maps.kinds import LAYOUTS, Kind, joined, module_kinds, shipped, substituted, taken_apart
 from wtool.tensor import Shape
@@ -179,7 +180,7 @@ def _composites(shapes: Mapping[str, Shape], layout: str, other: str) -> Iterabl
                 if not lacking and not taken & set(here.values()):
                     taken.update(here.values())
                     some = {leaf: shapes[key] for leaf, key in here.items()}
-                    yield Part(path, here, some, whole=True, layer=layer, signature=_bulk(some.values()))
+                    yield Part(path, here, some, whole=True, layer=layer, signature=_bulk(some))
 
 
 def _several(kind: Kind, layouts: Sequence[str]) -> bool:
@@ -187,16 +188,9 @@ def _several(kind: Kind, layouts: Sequence[str]) -> bool:
     return nested or any(len(leaf.names.get(layout, ())) > 1 for layout in layouts for leaf in kind.leaves)
 
 
-def _bulk(shapes: Iterable[Shape]) -> Signature:
-    """How many weights: the one size that does not depend on how a composite is cut."""
-    total = 0
-    for shape in shapes:
-        if len(shape) > 1:
-            elements = 1
-            for size in shape:
-                elements *= size
-            total += elements
-    return (("composite", (total,)),)
+def _bulk(shapes: Mapping[str, Shape]) -> Signature:
+    """How many weights: the one size that does not depend on how a composite is cut. Biases may be two for one."""
+    return (("composite", (sum(prod(shape) for leaf, shape in shapes.items() if len(shape) > 1 and "bias" not in leaf),)),)
 
 
 def guess_layout(names: Sequence[str], shapes: Mapping[str, Shape], suffixed: bool, unique: bool, tag: str) -> str:
