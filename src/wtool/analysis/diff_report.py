@@ -58,8 +58,8 @@ class Judgement:
         found = [
             Part("structure", len(diff.only_a) - len(tied[0]), "only in A"),
             Part("structure", len(diff.only_b) - len(tied[1]), "only in B"),
-            Part("structure", len(tied[0]), "only in A but tied to one in both", "tied" in self.ignore),
-            Part("structure", len(tied[1]), "only in B but tied to one in both", "tied" in self.ignore),
+            Part("structure", len(tied[0]), "only in A, tied to one that both have", "tied" in self.ignore),
+            Part("structure", len(tied[1]), "only in B, tied to one that both have", "tied" in self.ignore),
             Part("structure", len(diff.renamed), "renamed", "renamed" in self.ignore),
             Part("structure", len(diff.transposed), "transposed", "transposed" in self.ignore),
             Part("structure", len(diff.shapes), "of another shape"),
