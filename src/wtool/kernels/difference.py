@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
-from wtool.errors import UnsupportedError
+from wtool.errors import UnsupportedError, UsageError
 from wtool.kernels.buffers import scratch
 from wtool.kernels.cast import Cast
 
 Array = NDArray[Any]
 
-_PIECE = 1 << 15  # elements worked on at a time: two arrays of f64 stay in the second cache
+_PIECE = 1 << 15  # numbers worked on at a time: three arrays of f64 stay in the second cache
+_ROW = 1 << 13  # numbers of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _GLANCE = 512  # bytes
-_F32 = dtype("f32")
+_F32, _F16, _F4 = dtype("f32"), dtype("f16"), dtype("f4")
 
 
 def same_bytes(one: Array, two: Array) -> bool:
@@ -29,148 +30,205 @@ def same_bytes(one: Array, two: Array) -> bool:
     return bool((one[:words].view(np.uint64) == two[:words].view(np.uint64)).all() and (one[words:] == two[words:]).all())
 
 
+def same_values(one: Array, two: Array) -> bool:
+    """Whether two blocks of one floating dtype hold the same bits, or NaN in the same places."""
+    if same_bytes(one, two):
+        return True
+    with np.errstate(all="ignore"):
+        odd = np.flatnonzero(one.view(f"u{one.itemsize}") != two.view(f"u{two.itemsize}"))
+        return bool((np.isnan(one[odd]) & np.isnan(two[odd])).all())
+
+
 class Difference:
     """An accumulator of pairs of blocks of A and B, of any two dtypes. UnsupportedError for values that cannot be decoded.
 
-    All sums are in f64. A pair differs if its bits do (equal dtypes) or its values (unlike ones); NaN equals NaN. With a
-    tolerance it differs if |a - b| > atol + rtol * |b|. Pairs in which either is not finite and that are not equal count in
-    `nonfinite`, and enter nothing else. Complex values differ by the magnitude of their difference.
+    All sums are in f64, those of a - b of differences that are exact before they are rounded, of 64-bit integers too. A pair
+    differs if its bits do (equal dtypes) or its values (unlike ones); NaN equals NaN. With a tolerance it differs if
+    |a - b| > atol + rtol * |b|. Pairs of which either is not finite enter no sum; those of them that are not equal count in
+    `nonfinite`. Complex values differ by the magnitude of their difference, and are NaN if a part of them is.
+
+    The same blocks give the same bits, whatever runs beside it.
     """
 
     def __init__(self, one: DType, two: DType, *, rtol: float = 0.0, atol: float = 0.0) -> None:
-        self._bits = one is two and not rtol and not atol and one.bits >= 8
-        self._rtol, self._atol = rtol, atol
+        if not (0 <= rtol < inf and 0 <= atol < inf):
+            raise UsageError("a tolerance is a finite number, 0 or more")
+        odd = next((row for row in (one, two) if row.bits < 8 and row is not _F4), None)
+        if odd is not None:
+            raise UnsupportedError(f"the packing of {odd} is not settled; its values cannot be compared")
+        self._dtypes = (one, two)
+        self._bits = one is two and not rtol and not atol
+        self._tolerance = (rtol, atol) if rtol or atol else None
         self._decoders = (_decoder(one), _decoder(two))
         self._pair = max(2 if row.kind == "complex" else 1 for row in (one, two))
-        self._complex = (one.kind == "complex", two.kind == "complex")
-        self.elements = self.differing = self.nonfinite = 0
-        self.max_abs = self._sum_abs = 0.0
-        self.squares_a = self.squares_b = self.squares_d = 0.0
-
-    @property
-    def mean_abs(self) -> float:
-        """Over all elements, equal ones too."""
-        return self._sum_abs / self.elements if self.elements else 0.0
-
-    @property
-    def rel_l2(self) -> float | None:
-        """The L2 norm of a - b over that of a; None where a is zero and b is not."""
-        if not self.squares_d:
-            return 0.0
-        return sqrt(self.squares_d / self.squares_a) if self.squares_a else None
-
-    @property
-    def cosine(self) -> float | None:
-        """Of the angle between a and b; None where one of them is zero."""
-        if not (self.squares_a and self.squares_b):
-            return None
-        # a.b by way of the difference: for neighbours it keeps the digits that a product of norms would lose.
-        dot = (self.squares_a + self.squares_b - self.squares_d) / 2
-        return max(-1.0, min(1.0, dot / (sqrt(self.squares_a) * sqrt(self.squares_b))))
+        self._long = any(row.bits == 64 and row.kind in ("int", "uint") for row in (one, two))
+        self.elements = self.finite = self.differing = self.nonfinite = 0
+        self.max_abs = self.sum_abs = 0.0
+        self.squares_a = self.squares_b = self.squares_d = self.products = 0.0
 
     def add_same(self, block: Array) -> None:
         """Take in a block that A and B share, byte for byte."""
+        count = self._count(block)
+        step = _PIECE // self._pair
         with np.errstate(all="ignore"):
-            values = self._real(block, 0)
-            self.elements += len(values) // self._pair
-            for first in range(0, len(values), _PIECE):
-                piece = values[first : first + _PIECE]
-                wide = scratch("f8", len(piece), 1)
-                np.copyto(wide, piece, casting="unsafe")
-                np.multiply(wide, wide, out=wide)
-                total = float(wide.sum())
-                if not total < float("inf"):
-                    total = float(wide[np.isfinite(wide)].sum())
-                self.squares_a += total
-                self.squares_b += total
+            for first in range(0, count, step):
+                last = min(first + step, count)
+                values = self._wide(self._values(block, 0, first, last), 0, 1)
+                squares = _dot(values, values)
+                finite = last - first
+                if not squares < inf:
+                    good = self._whole(np.isfinite(values))
+                    squares, finite = _dot(values[good], values[good]), int(np.count_nonzero(good)) // self._pair
+                self.elements += last - first
+                self.finite += finite
+                self.squares_a += squares
+                self.squares_b += squares
+                self.products += squares
 
     def add(self, one: Array, two: Array) -> None:
         """Take in a block of A and the block of B at the same place."""
+        count = self._count(one)
+        step = _PIECE // self._pair
         with np.errstate(all="ignore"):
-            a, b = self._real(one, 0), self._real(two, 1)
-            codes = (_codes(one, len(a)), _codes(two, len(b))) if self._bits else None
-            self.elements += len(a) // self._pair
-            for first in range(0, len(a), _PIECE):
-                last = first + _PIECE
-                changed = None if codes is None else codes[0][first:last] != codes[1][first:last]
-                self._piece(a[first:last], b[first:last], changed)
+            for first in range(0, count, step):
+                last = min(first + step, count)
+                self.elements += last - first
+                a, b = self._values(one, 0, first, last), self._values(two, 1, first, last)
+                changed = None
+                if self._bits and self._dtypes[0] is _F4:
+                    changed = _unlike(a, b)
+                elif self._bits:
+                    changed = _unlike(one[first:last], two[first:last], len(a))
+                self._piece(a, b, changed)
 
     def _piece(self, one: Array, two: Array, changed: Array | None) -> None:
-        a, b, t = (scratch("f8", len(one), slot) for slot in (1, 2, 3))
-        np.copyto(a, one, casting="unsafe")
-        np.copyto(b, two, casting="unsafe")
-        np.multiply(a, a, out=t)
-        squares_a = float(t.sum())
-        np.multiply(b, b, out=t)
-        squares_b = float(t.sum())
-        if not squares_a + squares_b < float("inf"):
-            a, b, changed = self._finite(a, b, changed)
-            t = np.empty(len(a))
-            squares_a, squares_b = float((a * a).sum()), float((b * b).sum())
+        a, b = self._wide(one, 0, 1), self._wide(two, 1, 2)
+        apart = scratch("f8", len(a), 3)
+        np.subtract(a, b, out=apart)
+        if self._long:
+            for values, wide, add in ((one, a, np.add), (two, b, np.subtract)):
+                lost = _lost(values, wide)
+                if lost is not None:
+                    add(apart, lost, out=apart)
+        squares_a, squares_b = _dot(a, a), _dot(b, b)
+        if not squares_a + squares_b < inf:
+            a, b, apart = self._finite(a, b, apart, changed)
+            squares_a, squares_b = _dot(a, a), _dot(b, b)
         if changed is not None:
             self.differing += int(np.count_nonzero(changed if self._pair == 1 else changed[::2] | changed[1::2]))
         if not len(a):
             return
-        np.subtract(a, b, out=a)
-        np.multiply(a, a, out=t)
+        self.finite += len(a) // self._pair
+        squares_d = _dot(apart, apart)
         self.squares_a += squares_a
         self.squares_b += squares_b
-        self.squares_d += float(t.sum())
+        self.squares_d += squares_d
+        # For neighbours a.b by way of the difference spares a pass; far apart it would lose the digits.
+        near = 4 * squares_d < squares_a + squares_b
+        self.products += (squares_a + squares_b - squares_d) / 2 if near else _dot(a, b)
         if self._pair == 2:
-            a, b = np.hypot(a[::2], a[1::2]), np.hypot(b[::2], b[1::2])
+            apart = np.hypot(apart[::2], apart[1::2])
         else:
-            np.abs(a, out=a)
-        self._sum_abs += float(a.sum())
-        self.max_abs = max(self.max_abs, float(a.max()))
+            np.abs(apart, out=apart)
+        self.sum_abs += float(apart.sum())
+        self.max_abs = max(self.max_abs, float(apart.max()))
         if changed is None:
-            if self._rtol or self._atol:
-                np.abs(b, out=b)
-                np.multiply(b, self._rtol, out=b)
-                np.add(b, self._atol, out=b)
-                self.differing += int(np.count_nonzero(a > b))
-            else:
-                self.differing += int(np.count_nonzero(a))
+            self.differing += self._beyond(apart, b)
 
-    def _finite(self, a: Array, b: Array, changed: Array | None) -> tuple[Array, Array, Array | None]:
+    def _beyond(self, apart: Array, b: Array) -> int:
+        """How many of the distances are more than what is tolerated."""
+        mask = scratch("?", len(apart))
+        if self._tolerance is None:
+            return int(np.count_nonzero(np.not_equal(apart, 0.0, out=mask)))
+        rtol, atol = self._tolerance
+        bound = np.hypot(b[::2], b[1::2]) if self._pair == 2 else np.abs(b, out=b)
+        np.multiply(bound, rtol, out=bound)
+        np.add(bound, atol, out=bound)
+        return int(np.count_nonzero(np.greater(apart, bound, out=mask)))
+
+    def _finite(self, a: Array, b: Array, apart: Array, changed: Array | None) -> tuple[Array, Array, Array]:
         """The finite pairs. The others are counted here, and are not `changed` where both are NaN."""
-        good = np.isfinite(a) & np.isfinite(b)
-        alike = (a == b) | (np.isnan(a) & np.isnan(b))
-        if self._pair == 2:
-            good, alike = (np.repeat(mask[::2] & mask[1::2], 2) for mask in (good, alike))
-        odd = int(np.count_nonzero(~good & ~alike)) // self._pair
+        good = self._whole(np.isfinite(a) & np.isfinite(b))
+        nan = ~self._whole(~np.isnan(a)) & ~self._whole(~np.isnan(b))
+        odd = int(np.count_nonzero(~good & ~nan & ~self._whole(a == b))) // self._pair
         self.nonfinite += odd
         if changed is None:
             self.differing += odd
         else:
-            changed = changed & ~(np.isnan(a) & np.isnan(b))
-        return a[good], b[good], changed
+            changed &= ~nan
+        return a[good], b[good], apart[good]
 
-    def _real(self, block: Array, side: int) -> Array:
-        """Numbers that f64 can take; complex ones as pairs of parts."""
-        decode = self._decoders[side]
-        values = decode(block, {}) if decode is not None else block
-        if values.dtype.kind == "b":
-            return values.view(np.uint8)
-        if self._complex[side]:
-            return values.view(f"f{values.itemsize // 2}")
-        if self._pair == 2:
-            parts = np.zeros(2 * len(values), np.float64)
-            parts[::2] = values
-            return parts
-        return values
+    def _whole(self, mask: Array) -> Array:
+        """True for both parts of a complex value only where both parts are."""
+        return mask if self._pair == 1 else np.repeat(mask[::2] & mask[1::2], 2)
+
+    def _count(self, block: Array) -> int:
+        return len(block) * (2 if self._dtypes[0] is _F4 else 1)
+
+    def _values(self, block: Array, side: int, first: int, last: int) -> Array:
+        """The elements `first` to `last` as numbers that f64 can take; complex ones as pairs of parts."""
+        of, decode = self._dtypes[side], self._decoders[side]
+        if of is _F4:
+            assert decode is not None
+            return decode(block[first // 2 : -(-last // 2)], {})[: last - first]
+        piece = block[first:last]
+        if of.name == "c32":
+            piece = piece.view(np.float16)
+        if decode is not None:
+            return decode(piece, {})
+        if of.kind == "complex":
+            return piece.view(f"f{piece.itemsize // 2}")
+        return piece.view(np.uint8) if of.kind == "bool" else piece
+
+    def _wide(self, values: Array, side: int, slot: int) -> Array:
+        """The values as f64, in a scratch array."""
+        if self._pair == 2 and self._dtypes[side].kind != "complex":
+            wide = scratch("f8", 2 * len(values), slot)
+            wide[1::2] = 0
+            wide[::2] = values
+            return wide
+        wide = scratch("f8", len(values), slot)
+        np.copyto(wide, values, casting="unsafe")
+        return wide
 
 
-def _codes(block: Array, count: int) -> Array:
-    """The bits of `count` values, or parts of complex values, as integers."""
-    return block.view(f"u{block.nbytes // count}") if count else block.view(np.uint8)
+def _dot(one: Array, two: Array) -> float:
+    """The sum of products, in one order on one machine."""
+    rows = len(one) // _ROW
+    done = rows * _ROW
+    total = float(np.dot(one[done:], two[done:]))
+    if rows:
+        total += float(np.matmul(one[:done].reshape(rows, 1, _ROW), two[:done].reshape(rows, _ROW, 1)).sum())
+    return total
+
+
+def _unlike(one: Array, two: Array, count: int | None = None) -> Array:
+    """Where the bits of `count` values, or parts of complex values, are not the same."""
+    count = len(one) if count is None else count
+    unit = f"u{one.nbytes // count}" if count else "u1"
+    mask = scratch("?", count, 1)
+    np.not_equal(one.view(unit), two.view(unit), out=mask)
+    return mask
+
+
+def _lost(values: Array, wide: Array) -> Array | None:
+    """What 64-bit integers lost when they became f64, exactly; None if nothing."""
+    if values.dtype.kind not in "iu" or values.itemsize < 8 or not len(values):
+        return None
+    if max(float(wide.max()), -float(wide.min())) < 2.0**53:
+        return None
+    half = values.dtype.type(32)
+    high = (values >> half).astype(np.float64) * 2.0**32
+    lost: Array = (values & values.dtype.type(0xFFFF_FFFF)).astype(np.float64) - (wide[:: len(wide) // len(values)] - high)
+    if len(wide) == len(values):
+        return lost
+    parts = np.zeros(len(wide))
+    parts[::2] = lost
+    return parts
 
 
 def _decoder(row: DType) -> Cast | None:
     """What makes a dtype that numpy does not compute with one that it does."""
-    if row.bits < 8 or (row.floating and row.bits <= 16):
-        if row.bits < 8 and row.name != "f4":
-            raise UnsupportedError(f"the packing of {row} is not settled; its values cannot be compared")
-        return Cast(row, _F32)
     if row.name == "c32":
-        raise UnsupportedError("c32 values are compared by bytes only")
-    return None
+        return Cast(_F16, _F32)
+    return Cast(row, _F32) if row is _F4 or (row.floating and row.bits <= 16) else None
