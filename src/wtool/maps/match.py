@@ -154,7 +154,9 @@ def _by_tensors(
     shared = set(targets[0].slots)
     groups: dict[tuple[object, ...], dict[tuple[int, int], str]] = {}
     bound: dict[tuple[object, ...], Bindings] = {}
-    for name in names:
+    literal = not any(template.slots for template in sources)
+    written = [template.write({}) for template in sources] if literal else []
+    for name in [name for name in written if name in names] if literal else names:
         for place, template in enumerate(sources):
             values = template.match(name)
             if values is None:
@@ -175,8 +177,8 @@ def _by_tensors(
         places = {place for place, _ in found}
         lacking = next((template for place, template in enumerate(sources) if place not in places), None)
         if lacking is not None and not may_lack:
-            written = lacking.write(bound[common]) if set(lacking.slots) <= set(bound[common]) else lacking.source
-            raise MapError(f"{rule.name}: '{keys[0]}' has no partner '{written}'")
+            wants = lacking.write(bound[common]) if set(lacking.slots) <= set(bound[common]) else lacking.source
+            raise MapError(f"{rule.name}: '{keys[0]}' has no partner '{wants}'")
         numbers = sorted(number for _, number in found if number >= 0)
         if numbers != list(range(len(numbers))):
             raise MapError(f"{rule.name}: '{keys[0]}' and its like are not numbered from 0 without a gap")
