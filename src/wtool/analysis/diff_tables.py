@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import islice
-from math import prod, sqrt
+from math import prod
 from re import finditer
 from typing import Any
 
+from wtool.analysis import compare
 from wtool.analysis.compare import Comparison
 from wtool.analysis.diff import Diff, Pair
 from wtool.keys import SEPARATORS, merged, natural, pattern, short_key
@@ -95,15 +96,8 @@ def values(diff: Diff, top: int | None) -> list[Block]:
 
 def pooled(values: Iterable[Comparison]) -> Mapping[str, float | None]:
     """The measures of several tensors as if they were one."""
-    some = list(values)
-    a, b, d = (sum(getattr(value, f"squares_{side}") for value in some) for side in "abd")
-    elements = sum(value.elements for value in some)
-    return {
-        "max_abs": max((value.max_abs for value in some if value.max_abs is not None), default=None),
-        "mean_abs": sum((value.mean_abs or 0.0) * value.elements for value in some) / elements if elements else None,
-        "rel_l2": (sqrt(d / a) if a else None) if d else (0.0 if some else None),
-        "cosine": max(-1.0, min(1.0, (a + b - d) / 2 / (sqrt(a) * sqrt(b)))) if a and b else None,
-    }
+    whole = compare.pooled(values)
+    return {name: getattr(whole, name) for name in ("max_abs", "mean_abs", "rel_l2", "cosine")}
 
 
 def _rank(found: Mapping[str, float | None], some: Sequence[Comparison]) -> tuple[bool, bool, float]:
