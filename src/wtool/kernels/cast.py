@@ -75,7 +75,7 @@ class Cast:
         if not count:
             return out
         with np.errstate(all="ignore"):
-            _route(self.source, self.target)(block, out)
+            route(self.source, self.target)(block, out)
         if self.target is not self.source and self.target.name not in _WITHIN.get(self.source.name, ()):
             self._count(block, out, tally)
         return out
@@ -109,7 +109,7 @@ def census(values: Array, of: DType) -> tuple[int, int]:
 
 
 @cache
-def _route(source: DType, target: DType) -> Callable[[Array, Array], None]:
+def route(source: DType, target: DType) -> Callable[[Array, Array], None]:
     """What writes the cast of its first array into its second."""
     if source is _F4:
         return partial(tables.by_code, table=tables.pair_table(target))
