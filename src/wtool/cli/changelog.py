@@ -46,15 +46,22 @@ def changelog(
     if len(versions) < 2:
         raise UsageError("a changelog needs two versions or more", hint="wtool changelog v1.safetensors v2.safetensors")
     console = Console(quiet=quiet)
-    opened = []
-    for path in versions:
-        checkpoint = open_checkpoint(path, section=section)
-        if strip_prefix and any(key.startswith(strip_prefix) for key in checkpoint):
-            checkpoint = Convert(strip_prefix=strip_prefix)(checkpoint)
-        opened.append(Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(checkpoint))
+    opened = [open_checkpoint(path, section=section) for path in versions]
+    if strip_prefix:
+        with_it = [any(key.startswith(strip_prefix) for key in checkpoint) for checkpoint in opened]
+        if not any(with_it):
+            raise UsageError(f"no key of any version begins with '{strip_prefix}'")
+        strip = Convert(strip_prefix=strip_prefix)
+        opened = [strip(checkpoint) if has else checkpoint for checkpoint, has in zip(opened, with_it, strict=True)]
+    if include or exclude:
+        select = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))
+        opened = [select(checkpoint) for checkpoint in opened]
     count = options.worker_count(jobs)
     with console.progress("comparing", sum(checkpoint.nbytes for checkpoint in opened[:-1])) as advance:
         diffs = [diff(one, two, jobs=count, progress=advance) for one, two in pairwise(opened)]
+    for path, step in zip(versions, diffs, strict=False):
+        for hint in step.hints:
+            console.note(f"{path} (A) and the version after it (B): {hint}")
     found = reports(diffs)
     console.show(found, kind, _MANY)
     if report is not None:
