@@ -101,6 +101,24 @@ def test_what_no_file_can_tell_is_asked() -> None:
     assert not any("rotary" in line for line in asked(models.bert_tf1(2), models.bert_hf(2)))
 
 
+@pytest.mark.parametrize(
+    "name, other, asked",
+    [
+        ("attention.linears.{i}", "attn.dense.{i}", "rotary"),  # who knows what the attention of this does
+        ("lstm.gate{i}", "lstm.part{i}", "gates"),
+        ("fc.{i}", "dense.{i}", ""),
+        ("attn.qkv", "self_attention.in_proj", "head by head"),
+    ],
+)
+def test_layers_that_are_more_than_their_shapes(name: str, other: str, asked: str) -> None:
+    left: Shapes = {f"{name.format(i=i)}.weight": (8, 4 + i) for i in range(3)}
+    right: Shapes = {f"{other.format(i=i)}.weight": (8, 4 + i) for i in range(3)}
+    why = " ".join(draft(checkpoint(left), checkpoint(right)).doubts().values())
+    assert asked in why
+    assert bool(asked) == bool(why)
+    assert not draft(checkpoint(left), checkpoint({f"model.{key}": shape for key, shape in left.items()})).doubts()
+
+
 def cnn_torch() -> Shapes:
     found: Shapes = {"stem.conv.weight": (16, 3, 3, 3), **models.torch_norm("stem.bn", 16)}
     for i in range(3):

@@ -57,7 +57,12 @@ def _said(found: Draft) -> list[str]:
     asked = found.text.count("\n# ? ")
     if alone:
         said.append(f"{alone:,} {'key has' if alone == 1 else 'keys have'} no partner")
-    said.append(f"{asked:,} {'line asks' if asked == 1 else 'lines ask'}: look for '# ?'" if asked else "nothing is asked")
+    if asked:
+        said.append(f"{asked:,} {'line asks' if asked == 1 else 'lines ask'}: look for '# ?'")
+    if found.doubts():
+        said.append(
+            "read it before it is used: what is not the only tensor of its shape, or agreed by order and name, is a guess"
+        )
     return said
 
 

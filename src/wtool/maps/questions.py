@@ -30,7 +30,7 @@ def questions(aligned: Aligned, left: Sequence[Part], right: Sequence[Part], lay
             found[""] = f"is one side MLX's, with channels last? it was taken for {layout}: no shape tells"
     if not same_names(aligned.matches):
         found |= _attention(aligned.matches, left, right)
-    if layouts[0] != layouts[1]:
+    if layouts[0] != layouts[1] or not same_names(aligned.matches):
         found |= _gates(aligned.matches)
     if (layouts[0] == "torch") != (layouts[1] == "torch"):
         found |= _flattened(aligned, layouts[0] == "torch")
@@ -52,9 +52,10 @@ def same_names(matches: Iterable[Match]) -> bool:
 
 
 def _attention(matches: Sequence[Match], left: Sequence[Part], right: Sequence[Part]) -> dict[str, str]:
-    words = {word for side in (left, right) for part in side for word in part.named.words}
+    # A kind of attention as a whole, torch's and Keras' own, has no rotary positions.
+    words = {word for side in (left, right) for part in side if not part.whole for word in part.named.words}
     found = {}
-    if (triples(left) or triples(right)) and (words & _ROTARY or not words & _PLACED):
+    if (triples(left) or triples(right) or "attention" in words) and (words & _ROTARY or not words & _PLACED):
         found[""] = (
             "rotary positions: are their pairs interleaved on one side and halves on the other? "
             "then q and k need rearrange (h d two) i -> (h two d) i"
