@@ -21,38 +21,27 @@ _TIMES = Column("", number=True)
 def structure(diff: Diff, top: int | None) -> list[Block]:
     """A table for each kind of difference that there is; `top` bounds the rows of each."""
     blocks: list[Block] = []
-    rows: list[tuple[str, ...]]
     columns: tuple[Column, ...]
+    sides = (Column("A", keep=True), Column("B", keep=True))
     for keys, side, checkpoint in ((diff.only_a, "A", diff.a), (diff.only_b, "B", diff.b)):
-        if keys:
-            groups = grouped(keys, lambda key, of=checkpoint: (of[key].dtype.name, of[key].shape))  # type: ignore[misc]
-            rows = [
-                (said(some), times(some), checkpoint[some[0]].dtype.name, shape(checkpoint[some[0]].shape)) for some in groups
-            ]
-            columns = (_TENSOR, _TIMES, Column("dtype", keep=True), Column("shape", keep=True))
-            blocks.append(_table(f"Only in {side}, {tensors(len(keys))}", columns, rows, top))
-    if diff.renamed:
-        columns = (Column("A"), Column("B"), _TIMES, Column("axes", keep=True))
-        blocks.append(_table(f"Renamed, {tensors(len(diff.renamed))}", columns, _renames(diff.renamed), top))
-    if diff.transposed:
-        groups = grouped(diff.transposed, lambda pair: (pair.axes, diff.a[pair.a].shape))
-        rows = [(said(some), times(some), *_shapes(diff, some[0]), _axes(some[0])) for some in groups]
-        columns = (_TENSOR, _TIMES, Column("A", keep=True), Column("B", keep=True), Column("axes", keep=True))
-        blocks.append(_table(f"Transposed, {tensors(len(diff.transposed))}", columns, rows, top))
-    if diff.shapes:
-        groups = grouped(diff.shapes, lambda pair: _shapes(diff, pair))
-        rows = [(said(some), times(some), *_shapes(diff, some[0])) for some in groups]
-        columns = (_TENSOR, _TIMES, Column("A", keep=True), Column("B", keep=True))
-        blocks.append(_table(f"Another shape, {tensors(len(diff.shapes))}", columns, rows, top))
-    if diff.dtypes:
-        groups = grouped(diff.dtypes, lambda pair: (*dtypes(diff, pair), _fate(diff, pair)))
-        rows = [
-            (said(some), times(some), *dtypes(diff, some[0]), _fate(diff, some[0]), _by_cast(diff, some)) for some in groups
-        ]
-        columns = (_TENSOR, _TIMES, Column("A", keep=True), Column("B", keep=True), Column("values", keep=True))
-        columns += (Column("rel L2", number=True),)
-        blocks.append(_table(f"Another dtype, {tensors(len(diff.dtypes))}", columns, rows, top))
-    return blocks
+        groups = grouped(keys, lambda key, of=checkpoint: (of[key].dtype.name, of[key].shape))  # type: ignore[misc]
+        title, columns = f"Only in {side}", (_TENSOR, _TIMES, Column("dtype", keep=True), Column("shape", keep=True))
+        rows = ((said(some), times(some), checkpoint[some[0]].dtype.name, shape(checkpoint[some[0]].shape)) for some in groups)
+        blocks += _table(title, len(keys), columns, rows, len(groups), top)
+    renamed = _renames(diff.renamed)
+    columns = (Column("A"), Column("B"), _TIMES, Column("axes", keep=True))
+    blocks += _table("Renamed", len(diff.renamed), columns, map(_renamed, renamed), len(renamed), top)
+    groups = grouped(diff.transposed, lambda pair: (pair.axes, diff.a[pair.a].shape))
+    turned = ((said(some), times(some), *_shapes(diff, some[0]), _axes(some[0])) for some in groups)
+    columns = (_TENSOR, _TIMES, *sides, Column("axes", keep=True))
+    blocks += _table("Transposed", len(diff.transposed), columns, turned, len(groups), top)
+    groups = grouped(diff.shapes, lambda pair: _shapes(diff, pair))
+    rows = ((said(some), times(some), *_shapes(diff, some[0])) for some in groups)
+    blocks += _table("Another shape", len(diff.shapes), (_TENSOR, _TIMES, *sides), rows, len(groups), top)
+    groups = grouped(diff.dtypes, lambda pair: (*dtypes(diff, pair), _fate(diff, pair)))
+    cast = ((said(some), times(some), *dtypes(diff, some[0]), _fate(diff, some[0]), _by_cast(diff, some)) for some in groups)
+    columns = (_TENSOR, _TIMES, *sides, Column("values", keep=True), Column("rel L2", number=True))
+    return blocks + _table("Another dtype", len(diff.dtypes), columns, cast, len(groups), top)
 
 
 def values(diff: Diff, top: int | None) -> list[Block]:
@@ -63,23 +52,22 @@ def values(diff: Diff, top: int | None) -> list[Block]:
     groups = grouped(moved, lambda pair: diff.a[pair.a].shape)
     pools = {some[0]: pooled(diff.values[pair] for pair in some) for some in groups}
     groups.sort(key=lambda some: _rank(pools[some[0]], [diff.values[pair] for pair in some]))
-    rows = []
-    for some in islice(groups, top):
+
+    def row(some: list[Pair]) -> tuple[str, ...]:
         found, measures = pools[some[0]], [diff.values[pair] for pair in some]
         odd = sum(value.nonfinite for value in measures)
-        rows.append(
-            (
-                said(some),
-                times(some),
-                f"{odd:,}" if odd else "",
-                shown(found["rel_l2"]),
-                shown(found["max_abs"]),
-                cosine(found["cosine"]),
-                share(sum(value.differing for value in measures), sum(value.elements for value in measures)),
-                shown(found["mean_abs"]),
-                shape(diff.a[some[0].a].shape),
-            )
+        return (
+            said(some),
+            times(some),
+            f"{odd:,}" if odd else "",
+            shown(found["rel_l2"]),
+            shown(found["max_abs"]),
+            cosine(found["cosine"]),
+            share(sum(value.differing for value in measures), sum(value.elements for value in measures)),
+            shown(found["mean_abs"]),
+            shape(diff.a[some[0].a].shape),
         )
+
     columns = (
         _TENSOR,
         _TIMES,
@@ -88,10 +76,9 @@ def values(diff: Diff, top: int | None) -> list[Block]:
         Column("mean abs", number=True, keep=True, spare=True),
         Column("shape", keep=True, spare=True),
     )
-    title = f"Other values, {tensors(len(moved))}"
-    if len(rows) < len(groups):
-        title += f" (the {len(rows)} rows that moved most, of {len(groups):,})"
-    return [_table(title, columns, rows, None)]
+    return _table(
+        "Other values", len(moved), columns, map(row, groups), len(groups), top, "the {} rows that moved most, of {:,}"
+    )
 
 
 def pooled(values: Iterable[Comparison]) -> Mapping[str, float | None]:
@@ -105,13 +92,26 @@ def _rank(found: Mapping[str, float | None], some: Sequence[Comparison]) -> tupl
     return not any(value.nonfinite for value in some), found["rel_l2"] is not None, -(found["rel_l2"] or 0.0)
 
 
-def _table(title: str, columns: Sequence[Column], rows: Sequence[tuple[str, ...]], top: int | None) -> Table:
-    """Without the columns that no row fills, and with the first `top` rows."""
-    kept = rows if top is None else rows[:top]
-    if len(kept) < len(rows):
-        title += f" (the first {len(kept)} of {len(rows):,} rows)"
+def _table(
+    title: str,
+    count: int,
+    columns: Sequence[Column],
+    rows: Iterable[tuple[str, ...]],
+    whole: int,
+    top: int | None,
+    cut: str = "the first {} of {:,} rows",
+) -> list[Block]:
+    """A table for `count` tensors, if there are any: the first `top` of the `whole` rows, no column that none of them fills.
+
+    Only the rows that are shown are made.
+    """
+    kept = list(islice(rows, top))
+    if not kept:
+        return []
+    title = f"{title}, {tensors(count)}" + (f" ({cut.format(len(kept), whole)})" if len(kept) < whole else "")
     filled = [at for at in range(len(columns)) if any(row[at] for row in kept)]
-    return Table(tuple(columns[at] for at in filled), tuple(Row(tuple(row[at] for at in filled)) for row in kept), title)
+    lines = tuple(Row(tuple(row[at] for at in filled)) for row in kept)
+    return [Table(tuple(columns[at] for at in filled), lines, title)]
 
 
 def grouped(items: Iterable[Any], alike: Callable[[Any], Hashable]) -> list[list[Any]]:
@@ -135,23 +135,28 @@ def _boxes(some: list[Any]) -> list[list[Any]]:
     return list(found.values())
 
 
-def _renames(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    """Rows of what was renamed alike: `blocks.* -> layers.*`."""
-    found: dict[Hashable, list[tuple[Pair, str, str]]] = {}
+Renamed = list[tuple[Pair, str, str]]  # with what each key begins with, up to the common end
+
+
+def _renames(pairs: Sequence[Pair]) -> list[Renamed]:
+    """What was renamed alike together: `blocks.0.up -> layers.0.up` and `blocks.1.down -> layers.1.down`."""
+    found: dict[Hashable, Renamed] = {}
     for pair in sorted(pairs, key=lambda pair: natural(pair.a)):
-        tail = _tail(short_key(pair.a), short_key(pair.b))
-        heads = (short_key(pair.a).removesuffix(tail), short_key(pair.b).removesuffix(tail))
+        one, two = short_key(pair.a), short_key(pair.b)
+        tail = _tail(one, two)
+        heads = one.removesuffix(tail), two.removesuffix(tail)
         found.setdefault((pattern(heads[0]), pattern(heads[1]), pair.axes), []).append((pair, *heads))
-    rows: list[tuple[str, ...]] = []
-    for some in found.values():
-        if len(some) == 1:
-            names = [short_key(some[0][0].a), short_key(some[0][0].b)]
-        elif len({short_key(pair.a).removeprefix(head) for pair, head, _ in some}) == 1:
-            names = [merged([short_key(key) for key in keys]) for keys in zip(*((p.a, p.b) for p, _, _ in some), strict=True)]
-        else:
-            names = [f"{merged([row[at] for row in some])}*" for at in (1, 2)]  # type: ignore[misc]
-        rows.append((names[0], names[1], times(some), _axes(some[0][0])))
-    return rows
+    return list(found.values())
+
+
+def _renamed(some: Renamed) -> tuple[str, ...]:
+    """A row: `blocks.* -> layers.*`."""
+    pairs = [pair for pair, _, _ in some]
+    if len({short_key(pair.a).removeprefix(head) for pair, head, _ in some}) == 1:
+        names = [merged([short_key(key) for key in keys]) for keys in ([p.a for p in pairs], [p.b for p in pairs])]
+    else:
+        names = [merged(heads) + "*" for heads in ([row[1] for row in some], [row[2] for row in some])]
+    return names[0], names[1], times(some), _axes(pairs[0])
 
 
 def _tail(one: str, two: str) -> str:
@@ -195,7 +200,8 @@ def _key(item: Any) -> str:
 
 
 def said(some: Sequence[Any]) -> str:
-    return merged([short_key(_key(item)) for item in some])
+    keys = [short_key(_key(item)) for item in some]
+    return merged(keys) if len(keys) > 1 else keys[0]
 
 
 def times(some: Sequence[Any]) -> str:
