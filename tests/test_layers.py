@@ -34,7 +34,7 @@ FAMILIES = {
 SHARED = {
     "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
-    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree"},
+    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"},
     "ops": {"select", "rename", "cast", "linear", "map"},
     "analysis": {
         "parallel",

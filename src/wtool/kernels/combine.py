@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
-from wtool.errors import NotFiniteError
+from wtool.errors import DtypeError, NotFiniteError
 from wtool.kernels.buffers import scratch
-from wtool.kernels.cast import Cast
+from wtool.kernels.cast import Cast, route
 from wtool.kernels.difference import same_bytes
+from wtool.kernels.rounding import narrow as narrow
 
 Array = NDArray[Any]
 Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
-PIECE = 1 << 14  # elements worked on at a time: the sum and one input in f64 stay in the second cache
-_F32, _F64 = dtype("f32"), dtype("f64")
+PIECE = 1 << 14  # elements worked on at a time: all inputs in f64, and the sum, stay in the second cache
+_ROOM = 1 << 17  # elements of all inputs together
+_ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
+_SLOT = 32  # of the first input's scratch array; the sum and a term lie below
+_EXACT = 2.0**53
+_F16, _F32, _F64 = dtype("f16"), dtype("f32"), dtype("f64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,12 @@ class WeightedSum:
     """sum(weight * input) / divisor, elementwise: products and sums in f64 in the order given, one rounding at the end.
 
     `names` are the inputs', for the error; `sources` their dtypes, `target` that of the outcome. Where all inputs hold the
-    same bits and `mean` is set, so does the outcome, whatever f64 would round. NotFiniteError names the first input that has
-    a NaN or an infinity, unless `finite` is off. `tell` learns how far the inputs called `numbers` lie from the outcome.
+    same values and `mean` is set, so does the outcome, whatever f64 would round. Complex values are pairs of parts; the mean
+    of integers is the nearest one, ties to even.
+
+    NotFiniteError names the first input that has a NaN or an infinity; DtypeError says that a value of the outcome is too
+    large for its dtype, or that an integer is too large for f64. `tell` learns how far the inputs called `numbers` lie from
+    the outcome; the inputs before these are a base.
     """
 
     key: str
@@ -38,79 +48,112 @@ class WeightedSum:
     weights: tuple[float, ...]
     divisor: float = 1.0
     mean: bool = True
-    finite: bool = True
     tell: Tell | None = field(default=None, compare=False)
     numbers: tuple[int, ...] = ()
 
     def __call__(self, *blocks: Array) -> Array:
-        first = blocks[0]
-        if self.mean and self.sources[0] is self.target and alike(blocks, self.sources):
-            self._check_one(first)
-            if self.tell is not None:
-                values = widened(first, self.target).astype(np.float64)
-                self.tell(self.numbers, (0.0,) * len(self.numbers), float(np.dot(values, values)))
-            return first
+        parts = [block.view(real(source).numpy()) for block, source in zip(blocks, self.sources, strict=True)]
+        if self.mean and self.sources[0] is self.target and alike(parts, self.sources):
+            self._settled(parts[0])
+            return blocks[0]
+        out = np.empty(len(parts[0]), real(self.target).numpy())
+        step = max(min(PIECE, _ROOM // len(parts)), 1 << 11)
+        squares, norm = [0.0] * len(parts), 0.0
         with np.errstate(all="ignore"):
-            inputs = [widened(block, source) for block, source in zip(blocks, self.sources, strict=True)]
-            out = np.empty(len(inputs[0]), self.target.numpy())
-            for start in range(0, len(out), PIECE):
-                pieces = [values[start : start + PIECE] for values in inputs]
+            for start in range(0, len(out), step):
+                pieces = [
+                    wide(part[start : start + step], real(source), _SLOT + place)
+                    for place, (part, source) in enumerate(zip(parts, self.sources, strict=True))
+                ]
                 total = self._total(pieces)
-                narrow(total, out[start : start + PIECE], self.target)
+                square = dot(total, total)
+                self._write(total, square, out[start : start + step], pieces)
+                norm += square
                 if self.tell is not None:
-                    tell_distances(self.tell, self.numbers, pieces, total)
-        return out
+                    for place, piece in enumerate(pieces):
+                        np.subtract(piece, total, out=piece)
+                        squares[place] += dot(piece, piece)
+        if self.tell is not None:
+            self.tell(self.numbers, squares[len(squares) - len(self.numbers) :], norm)
+        return out.view(self.target.numpy())
 
     def _total(self, pieces: list[Array]) -> Array:
-        total, term = scratch("f8", len(pieces[0]), 4), scratch("f8", len(pieces[0]), 5)
-        for place, (piece, weight) in enumerate(zip(pieces, self.weights, strict=True)):
-            into = total if not place else term
-            if weight == 1.0:
-                np.copyto(into, piece, casting="unsafe")
-            else:
-                np.multiply(piece, weight, out=into, dtype=np.float64, casting="unsafe")
-            if place:
-                np.add(total, term, out=total)
+        total, term = scratch("f8", len(pieces[0]), _SLOT - 1), scratch("f8", len(pieces[0]), _SLOT - 2)
+        if len(pieces) > 1 and self.weights[0] == self.weights[1] == 1.0:
+            np.add(pieces[0], pieces[1], out=total)
+            done = 2
+        else:
+            np.multiply(pieces[0], self.weights[0], out=total)
+            done = 1
+        for piece, weight in zip(pieces[done:], self.weights[done:], strict=True):
+            np.add(total, piece if weight == 1.0 else np.multiply(piece, weight, out=term), out=total)
         if self.divisor != 1.0:
             np.divide(total, self.divisor, out=total)
-        if self.mean and _F64 in self.sources:
-            same = np.logical_and.reduce([pieces[0] == other for other in pieces[1:]]) if len(pieces) > 1 else True
-            np.copyto(total, pieces[0], where=same, casting="unsafe")
-        if self.finite and not np.isfinite(total).all():
-            blame(self.key, self.names, pieces)
+        if self.mean and len(pieces) > 1 and (self.target.bits >= 64 or self.target.kind in ("int", "uint")):
+            same = np.logical_and.reduce([pieces[0] == other for other in pieces[1:]])
+            np.copyto(total, pieces[0], where=same & (pieces[0] != 0))
         return total
 
-    def _check_one(self, block: Array) -> None:
-        if self.finite and self.target.kind in ("float", "complex"):
-            for start in range(0, len(block), PIECE):
-                piece = widened(block[start : start + PIECE], self.target)
-                if not np.isfinite(piece).all():
+    def _write(self, total: Array, square: float, out: Array, pieces: list[Array]) -> None:
+        """Round into `out`. The norm bounds every value, so that mostly nothing is looked at twice."""
+        row = real(self.target)
+        if not square < np.inf:
+            blame(self.key, self.names, pieces)
+        if not row.floating:
+            self._integers(total, out, pieces)
+            return
+        narrow(total, out, row)
+        most = _largest(row)
+        if not square < most * most and not np.isfinite(out.astype(np.float64)).all():
+            raise self._overflow()
+
+    def _integers(self, total: Array, out: Array, pieces: list[Array]) -> None:
+        if any(source.bits == 64 for source in self.sources) and any(np.abs(piece).max() >= _EXACT for piece in pieces):
+            raise DtypeError(
+                f"'{self.key}' has integers of more than 53 bits: no mean of them would be exact",
+                hint=f"--rule '{self.key}=first', last or max",
+            )
+        np.rint(total, out=total)
+        bounds = np.iinfo(out.dtype)
+        if total.max() > float(min(bounds.max, 2**53)) or total.min() < float(bounds.min):
+            raise self._overflow()
+        np.copyto(out, total, casting="unsafe")
+
+    def _overflow(self) -> DtypeError:
+        return DtypeError(
+            f"'{self.key}' gets a value that is too large for {self.target}", hint="--dtype f32 or bf16, or other weights"
+        )
+
+    def _settled(self, part: Array) -> None:
+        """All inputs hold this."""
+        norm = 0.0
+        with np.errstate(all="ignore"):
+            for start in range(0, len(part), PIECE):
+                piece = wide(part[start : start + PIECE], real(self.target), _SLOT)
+                square = dot(piece, piece)
+                if not square < np.inf:
                     blame(self.key, self.names, [piece])
-
-
-def tell_distances(tell: Tell, numbers: tuple[int, ...], pieces: Sequence[Array], total: Array) -> None:
-    """Tell how far the inputs called `numbers` lie from the outcome; pieces before those of them, a base, are no inputs."""
-    term = scratch("f8", len(total), 5)
-    squares = []
-    for piece in pieces[len(pieces) - len(numbers) :]:
-        np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
-        np.multiply(term, term, out=term)
-        squares.append(float(term.sum()))
-    np.multiply(total, total, out=term)
-    tell(numbers, squares, float(term.sum()))
+                norm += square
+        if self.tell is not None:
+            self.tell(self.numbers, (0.0,) * len(self.numbers), norm)
 
 
 def blame(key: str, names: Sequence[str], pieces: Sequence[Array]) -> None:
-    """Raise for the input that is not finite. Finite inputs may still have a sum that is not: that is an overflow."""
+    """Raise for the first input that is not finite. Finite inputs may still have a square or a sum that is not."""
     for name, piece in zip(names, pieces, strict=False):
         if not np.isfinite(piece).all():
             what = "NaN" if np.isnan(piece).any() else "an infinity"
             raise NotFiniteError(f"'{key}' holds {what}", path=name, hint="leave the input or, with --exclude, the tensor out")
 
 
-def alike(blocks: Sequence[Array], sources: Sequence[DType]) -> bool:
-    """Whether all hold the same bits of the same dtype."""
-    return all(source is sources[0] for source in sources) and all(same_bytes(blocks[0], other) for other in blocks[1:])
+def tell_distances(tell: Tell, numbers: tuple[int, ...], pieces: Sequence[Array], total: Array) -> None:
+    """Tell how far the last pieces, those of the inputs called `numbers`, lie from the outcome."""
+    term = scratch("f8", len(total), _SLOT - 2)
+    squares = []
+    for piece in pieces[len(pieces) - len(numbers) :]:
+        np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
+        squares.append(dot(term, term))
+    tell(numbers, squares, dot(total, total))
 
 
 def widened(block: Array, source: DType) -> Array:
@@ -120,9 +163,39 @@ def widened(block: Array, source: DType) -> Array:
     return block.view(np.uint8) if source.kind == "bool" else block
 
 
-def narrow(values: Array, out: Array, target: DType) -> None:
-    """f64 values rounded once, to nearest and ties to even, into `out`."""
-    if target.floating and target.bits <= 16:
-        out[:] = Cast(_F64, target)(values, {})
-    else:
-        np.copyto(out, values, casting="unsafe")
+@cache
+def real(row: DType) -> DType:
+    """Of a complex dtype that of its parts, else the dtype itself."""
+    return {"c32": _F16, "c64": _F32, "c128": _F64}.get(row.name, row)
+
+
+def wide(block: Array, source: DType, slot: int) -> Array:
+    """The values (at most buffers.CHUNK) as f64, in this thread's scratch array `slot`, which the next call may overwrite."""
+    found = scratch("f8", len(block), slot)
+    if source.floating and source.bits <= 16 and source.name != "bf16":
+        single = scratch("f4", len(block), _SLOT - 1)
+        route(source, _F32)(block, single)
+        block = single
+    np.copyto(found, block.view(np.uint8) if source.kind == "bool" else block, casting="unsafe")
+    return found
+
+
+def dot(one: Array, two: Array) -> float:
+    """The sum of products in f64, in one order on one machine, whatever runs beside it."""
+    total = 0.0
+    for start in range(0, len(one), _ROW):
+        total += float(np.dot(one[start : start + _ROW], two[start : start + _ROW]))
+    return total
+
+
+def alike(blocks: Sequence[Array], sources: Sequence[DType]) -> bool:
+    """Whether all hold the same bits of the same dtype."""
+    return all(source is sources[0] for source in sources) and all(same_bytes(blocks[0], other) for other in blocks[1:])
+
+
+@cache
+def _largest(row: DType) -> float:
+    """The largest finite value, as f64 holds it; 0 where it is not known, which is safe."""
+    if row.name in ("f64", "f32", "f16"):
+        return float(np.finfo(row.numpy()).max)
+    return {"bf16": 3.3e38, "f8_e4m3": 448.0, "f8_e5m2": 57344.0}.get(row.name, 0.0)
