@@ -20,7 +20,7 @@ SURE = (UNIQUE, AGREED)
 
 LONGEST = 20_000  # modules of a side up to which orders that differ are aligned: the table has a bit for each pair
 _KEPT = 0.75  # share of the modules that must be in one order for it to be believed
-_COMPARED = 120  # modules of one signature up to which their names are compared one by one
+_COMPARED = 80  # modules of one signature up to which their names are compared one by one
 
 
 @dataclass(frozen=True)

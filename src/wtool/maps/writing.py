@@ -37,8 +37,8 @@ def quoted(text: str) -> str:
             raise ValueError("TOML has no such character")
         if char in '"\\':
             found.append("\\" + char)
-        elif char < " " or char == "\x7f":
-            found.append(f"\\u{ord(char):04X}")
+        elif not char.isprintable():  # control characters must be escaped; what deceives the eye had better be
+            found.append(f"\\U{ord(char):08X}")
         else:
             found.append(char)
     return '"' + "".join(found) + '"'
