@@ -35,7 +35,7 @@ SHARED = {
     "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"},
-    "ops": {"select", "rename", "cast", "linear", "map"},
+    "ops": {"select", "rename", "cast", "linear", "map", "ties"},
     "analysis": {
         "parallel",
         "plain",
@@ -52,6 +52,7 @@ SHARED = {
         "beside",
         "changelog",
         "listing",
+        "select",
     },
     "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {

@@ -1,0 +1,199 @@
+"""Differences from a base, thinned out, become one: added up, or the mean of those whose sign wins a vote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wtool.dtypes import DType
+from wtool.errors import DtypeError
+from wtool.kernels.combine import Tell, alike, blame, dot, wide
+from wtool.kernels.rounding import narrow
+
+Array = NDArray[Any]
+
+VOTES = ("mass", "frequency")
+DIVISORS = ("weights", "count", "none")
+PIECE = 1 << 14  # elements worked on at a time
+_ROOM = 1 << 17  # those of all inputs together: they stay in the second cache
+_BASE, _INPUT = 28, 29  # scratch arrays
+_SAFE = 240.0**2  # the square of the least of all largest values, that of f8_e4m3fnuz
+
+
+class Thin(Protocol):
+    """Sets some of the values to zero and may scale the others, in place; `start` is the flat index of the first."""
+
+    def __call__(self, start: int, values: Array) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Election:
+    """How the sign of each value is found (TIES, Yadav et al. 2023, arXiv 2306.01708, sections 3.2 and 3.3), and the mean.
+
+    `vote`: the sign is that of the sum of the thinned differences (mass) or of that of their signs (frequency). `weighted`:
+    of the differences times their weights. `zero`: the sign where the vote is 0; 0 leaves the base. The outcome is the
+    weighted sum of the differences of that sign, divided by their number (count), the sum of their weights or nothing.
+    """
+
+    vote: str = "mass"
+    weighted: bool = True
+    zero: int = 0
+    divisor: str = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """base + scale * merged(x_i - base), elementwise in f64, one rounding at the end; the first block is the base.
+
+    The first of `names` and `sources` are those of the base. Without an `election`, merged is the weighted sum. Where it is 0
+    the outcome has the bits of the base. NotFiniteError names an input that has a NaN or an infinity; DtypeError says that a
+    value of the outcome is too large for its dtype. `tell` learns how far the inputs called `numbers` lie from the outcome.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    sources: tuple[DType, ...]
+    target: DType
+    weights: tuple[float, ...]
+    thin: tuple[Thin, ...]
+    election: Election | None
+    scale: float = 1.0
+    tell: Tell | None = field(default=None, compare=False)
+    numbers: tuple[int, ...] = ()
+    placed = True
+
+    def __call__(self, start: int, *blocks: Array) -> Array:
+        if self.sources[0] is self.target and alike(blocks, self.sources):
+            self._settled(blocks[0])
+            return blocks[0]
+        out = np.empty(len(blocks[0]), self.target.numpy())
+        squares, norm = [0.0] * len(self.weights), 0.0
+        with np.errstate(all="ignore"):
+            for at, pieces in _pieces(blocks):
+                base, deltas = self._thinned(start + at, pieces)
+                total = self._merged(deltas)
+                if self.scale != 1.0:
+                    np.multiply(total, self.scale, out=total)
+                still = total == 0.0
+                np.add(total, base, out=total)
+                np.copyto(total, base, where=still)
+                norm += self._write(total, out[at : at + len(total)], pieces)
+                if self.tell is not None:
+                    for place, (piece, source) in enumerate(zip(pieces[1:], self.sources[1:], strict=True)):
+                        values = wide(piece, source, _INPUT)
+                        np.subtract(values, total, out=values)
+                        squares[place] += dot(values, values)
+        if self.tell is not None:
+            self.tell(self.numbers, squares, norm)
+        return out
+
+    def signs(self, start: int, *blocks: Array) -> int:
+        """The sum of the signs that win the vote."""
+        total = 0
+        with np.errstate(all="ignore"):
+            for at, pieces in _pieces(blocks):
+                vote = self._vote(self._thinned(start + at, pieces)[1])
+                total += int(np.count_nonzero(vote > 0.0)) - int(np.count_nonzero(vote < 0.0))
+        return total
+
+    def _settled(self, block: Array) -> None:
+        """All inputs hold what the base holds."""
+        norm = 0.0
+        for _, (piece,) in _pieces([block]):
+            values = wide(piece, self.target, _INPUT)
+            blame(self.key, self.names, [values])
+            norm += dot(values, values)
+        if self.tell is not None:
+            self.tell(self.numbers, (0.0,) * len(self.numbers), norm)
+
+    def _thinned(self, start: int, pieces: Sequence[Array]) -> tuple[Array, Array]:
+        """The base, and a row of thinned differences from it for each input, weighted if the vote is."""
+        base = wide(pieces[0], self.sources[0], _BASE)
+        deltas = np.empty((len(pieces) - 1, len(base)))
+        for place, (delta, thin, weight) in enumerate(zip(deltas, self.thin, self.weights, strict=True), 1):
+            np.subtract(wide(pieces[place], self.sources[place], _INPUT), base, out=delta)
+            thin(start, delta)
+            if weight != 1.0 and (self.election is None or self.election.weighted):
+                np.multiply(delta, weight, out=delta)
+        return base, deltas
+
+    def _vote(self, deltas: Array) -> Array:
+        frequency = self.election is not None and self.election.vote == "frequency"
+        vote: Array = np.sign(deltas[0]) if frequency else deltas[0].copy()
+        for delta in deltas[1:]:
+            np.add(vote, np.sign(delta) if frequency else delta, out=vote)
+        return vote
+
+    def _merged(self, deltas: Array) -> Array:
+        if self.election is None:
+            return self._vote(deltas)
+        sign = np.sign(self._vote(deltas))
+        if self.election.zero:
+            np.copyto(sign, float(self.election.zero), where=sign == 0.0)
+        number = self.election.divisor == "count" or all(weight == 1.0 for weight in self.weights)
+        total, divisor = np.zeros(len(sign)), np.zeros(len(sign), np.uint16 if number else np.float64)
+        for delta, weight in zip(deltas, self.weights, strict=True):
+            np.multiply(delta, sign, out=delta)
+            with_us = delta > 0.0
+            if self.election.divisor != "none":
+                np.add(divisor, with_us if number else with_us * weight, out=divisor)
+            np.maximum(delta, 0.0, out=delta)
+            if weight != 1.0 and not self.election.weighted:
+                np.multiply(delta, weight, out=delta)
+            np.add(total, delta, out=total)
+        if self.election.divisor != "none":
+            np.copyto(divisor, 1, where=divisor == 0, casting="unsafe")
+            np.divide(total, divisor, out=total)
+        np.multiply(total, sign, out=total)
+        return total
+
+    def _write(self, total: Array, out: Array, pieces: Sequence[Array]) -> float:
+        """Round into `out`; the square of the norm."""
+        square = dot(total, total)
+        if not square < np.inf:
+            _blame(self.key, self.names, self.sources, pieces)
+        narrow(total, out, self.target)
+        if not square < _SAFE and not np.isfinite(out.astype(np.float64)).all():
+            raise DtypeError(
+                f"'{self.key}' gets a value that is too large for {self.target}", hint="--dtype f32 or bf16, or other weights"
+            )
+        return square
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Differences from the first block, in f64, piece by piece. NotFiniteError names an input with NaN or Inf."""
+
+    key: str
+    names: tuple[str, ...]
+    sources: tuple[DType, ...]
+
+    def __call__(self, start: int, blocks: Sequence[Array]) -> Iterator[tuple[int, Array]]:
+        """Where a piece begins, and a row for each block but the first. Valid until the next one."""
+        room = np.empty((len(blocks) - 1, min(len(blocks[0]), PIECE)))
+        for at, pieces in _pieces(blocks):
+            base = wide(pieces[0], self.sources[0], _BASE)
+            deltas = room[:, : len(base)]
+            with np.errstate(all="ignore"):
+                for place, delta in enumerate(deltas, 1):
+                    np.subtract(wide(pieces[place], self.sources[place], _INPUT), base, out=delta)
+                    if not np.isfinite(delta).all():
+                        _blame(self.key, self.names, self.sources, pieces)
+                        raise DtypeError(f"the differences of '{self.key}' from the base are too large for f64")
+            yield start + at, deltas
+
+
+def _blame(key: str, names: Sequence[str], sources: Sequence[DType], pieces: Sequence[Array]) -> None:
+    """Raise for the first that is not finite, if one is."""
+    for name, source, piece in zip(names, sources, pieces, strict=True):
+        blame(key, [name], [wide(piece, source, _INPUT)])
+
+
+def _pieces(blocks: Sequence[Array]) -> Iterator[tuple[int, list[Array]]]:
+    step = max(min(PIECE, _ROOM // len(blocks)), 1 << 10)
+    for at in range(0, len(blocks[0]), step):
+        yield at, [values[at : at + step] for values in blocks]
