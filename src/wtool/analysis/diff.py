@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 
 from wtool import views
 from wtool.analysis.align import Alignment, align, candidates, renames
-from wtool.analysis.compare import Comparison, compare, equal
+from wtool.analysis.compare import Comparison, compare_all, equal
 from wtool.analysis.digest import tensor_digest
-from wtool.analysis.parallel import each
+from wtool.analysis.parallel import ask, each
 from wtool.checkpoint import Checkpoint
 from wtool.keys import short_key
 from wtool.tensor import LazyTensor
@@ -18,9 +18,11 @@ from wtool.tensor import LazyTensor
 Progress = Callable[[int], None]
 
 _RANK = 5  # axes of a tensor whose permutations are tried
+_GLANCE = 64  # elements
+_TRIES = 8  # tensors of the same elements in another order that are tried
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A key of A and the key of B that is its like. `axes`: A's axes in this order are B; None where no axis moved."""
 
@@ -79,10 +81,12 @@ def diff(
     named: list[Pair] = []
     differing: dict[Pair, Comparison] = {}
     if values:
-        done = each(alike, lambda pair: compare(a[pair.a], b[pair.b], rtol=rtol, atol=atol, progress=progress), jobs)
+        tensors = [(a[pair.a], b[pair.b]) for pair in alike]
+        done = compare_all(tensors, rtol=rtol, atol=atol, jobs=jobs, progress=progress)
         differing = {pair: comparison for pair, comparison in zip(alike, done, strict=True) if comparison is not None}
-        turned = each([*unlike, *differing], lambda pair: _turned(a[pair.a], b[pair.b]), jobs)
-        moved = [Pair(pair.a, pair.b, axes) for pair, axes in zip([*unlike, *differing], turned, strict=True) if axes]
+        odd = [pair for pair in pairs if pair in differing or a[pair.a].shape != b[pair.b].shape]
+        turned = each(odd, lambda pair: _turned(a[pair.a], b[pair.b]), jobs)
+        moved = [Pair(pair.a, pair.b, axes) for pair, axes in zip(odd, turned, strict=True) if axes]
         gone = {pair.a for pair in moved}
         unlike = [pair for pair in unlike if pair.a not in gone]
         differing = {pair: comparison for pair, comparison in differing.items() if pair.a not in gone}
@@ -109,41 +113,65 @@ def diff(
 
 def _turned(a: LazyTensor, b: LazyTensor) -> tuple[int, ...] | None:
     """The order in which A's axes are B bit for bit, if there is one that moves an axis."""
-    rank = len(a.shape)
-    if not 2 <= rank <= _RANK or a.dtype is not b.dtype or sorted(a.shape) != sorted(b.shape) or not a.dtype.itemsize:
+    if a.dtype is not b.dtype or _turnable(a) is None or _turnable(a) != _turnable(b):
         return None
-    if max(a.shape, default=0) == a.elements:  # a vector with axes of one: nothing to turn
-        return None
-    for order in permutations(range(rank)):
-        if order != tuple(range(rank)) and tuple(a.shape[axis] for axis in order) == b.shape:
+    rank = range(len(a.shape))
+    for order in permutations(rank):
+        if order != tuple(rank) and tuple(a.shape[axis] for axis in order) == b.shape:
             turned = views.transpose(a, order)
-            if turned.span is None and equal(turned, b):
+            # A glance first: to gather a transposed tensor is to read most of it.
+            if turned.span is None and _begin_alike(turned, b) and equal(turned, b):
                 return order
     return None
 
 
+def _turnable(tensor: LazyTensor) -> Hashable:
+    """What transposing keeps; None if there is nothing to transpose, as of a vector with axes of one."""
+    if not 2 <= len(tensor.shape) <= _RANK or not tensor.dtype.itemsize or max(tensor.shape) == tensor.elements:
+        return None
+    return (tensor.dtype.name, *sorted(tensor.shape)) if tensor.elements else None
+
+
+def _begin_alike(a: LazyTensor, b: LazyTensor) -> bool:
+    from wtool.kernels.difference import same_bytes
+
+    count = min(a.elements, _GLANCE)
+    return same_bytes(a.flat(0, count), b.flat(0, count))
+
+
 def _renamed(a: Checkpoint, b: Checkpoint, found: Alignment, jobs: int) -> list[Pair]:
-    """Pairs of one content among the keys that stand alone, as they are or as a transposed matrix."""
+    """Pairs of one content among the keys that stand alone, as they are or transposed."""
     ones = {key: a[key] for key in found.only_a}
     twos = {key: b[key] for key in found.only_b}
-    pairs = [Pair(*keys) for keys in _by_digest(ones, twos, jobs)]
-    taken = ({pair.a for pair in pairs}, {pair.b for pair in pairs})
-    turned = {key: views.transpose(t, (1, 0)) for key, t in ones.items() if key not in taken[0] and _matrix(t)}
-    rest = {key: t for key, t in twos.items() if key not in taken[1] and _matrix(t)}
-    return pairs + [Pair(*keys, (1, 0)) for keys in _by_digest(turned, rest, jobs)]
+    digests = [ask(side, tensor_digest, jobs) for side in candidates(ones, twos, _plain)]
+    pairs = {key: Pair(key, other) for key, other in renames(*digests)}
+    taken = {pair.b for pair in pairs.values()}
+    ones = {key: tensor for key, tensor in ones.items() if key not in pairs}
+    twos = {key: tensor for key, tensor in twos.items() if key not in taken}
+    rest, others = candidates(ones, twos, _turnable)
+    contents = [ask(side, _content, jobs) for side in (rest, others)]
+    there: dict[Hashable, list[str]] = {}
+    for key, tensor in others.items():
+        there.setdefault((_turnable(tensor), contents[1][key]), []).append(key)
+    for key, tensor in rest.items():
+        same = there.get((_turnable(tensor), contents[0][key]), [])
+        for other in same[:_TRIES]:
+            axes = _turned(tensor, others[other])
+            if axes is not None:
+                pairs[key] = Pair(key, other, axes)
+                same.remove(other)
+                break
+    return [pairs[key] for key in found.only_a if key in pairs]
 
 
-def _by_digest(ones: Mapping[str, LazyTensor], twos: Mapping[str, LazyTensor], jobs: int) -> list[tuple[str, str]]:
-    some = candidates(ones, twos)
-    digests = [
-        dict(zip(keys, each(keys, lambda key, side=side: tensor_digest(side[key]), jobs), strict=True))  # type: ignore[misc]
-        for keys, side in zip(some, (ones, twos), strict=True)
-    ]
-    return renames(digests[0], digests[1])
+def _plain(tensor: LazyTensor) -> Hashable:
+    return (tensor.dtype.name, tensor.shape) if tensor.elements else None
 
 
-def _matrix(tensor: LazyTensor) -> bool:
-    return len(tensor.shape) == 2 and min(tensor.shape) > 1 and tensor.dtype.itemsize > 0
+def _content(tensor: LazyTensor) -> int:
+    from wtool.kernels.difference import unordered
+
+    return sum(unordered(block) for block in tensor.blocks()) % (1 << 64)
 
 
 def _reordered(a: Checkpoint, b: Checkpoint) -> bool:
