@@ -60,6 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "GIT_CEILING_DIRECTORIES": str(tmp_path),
         "GIT_PAGER": "cat",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(FIXTURES.parent / "src"),
         **{f"GIT_{who}_{what}": f"{what}@example" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }.items():
         monkeypatch.setenv(name, value)
@@ -118,6 +119,12 @@ def test_a_change_is_the_line_of_its_tensor(repo: Path, words: list[str]) -> Non
     lines = changed(*words)
     assert [line.split("  ")[:2] for line in lines] == [["-b", "f32 [2]"], ["+b", "f32 [2]"]]
     assert "mean 3.5 std 0.5 absmax 4" in lines[0] and "mean 4 std 1 absmax 5" in lines[1]
+
+
+def test_blame_knows_who_changed_a_tensor(repo: Path) -> None:
+    run(["git", "install", "-q"])
+    shas = [line[:7].lstrip("^") for line in git("blame", "-s", "m.safetensors").splitlines()]
+    assert shas[1] != shas[2] == git("rev-parse", "HEAD")[:7]
 
 
 def test_the_working_tree(repo: Path) -> None:
@@ -247,6 +254,17 @@ def test_foreign_settings_stay(repo: Path) -> None:
     run(["git", "install", "-q"])
     run(["git", "uninstall", "-q"])
     assert everything(*files(repo)) == before
+
+
+def test_in_a_submodule(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("init", "-q", str(tmp_path / "outer"))
+    monkeypatch.chdir(tmp_path / "outer")
+    git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repo), "inner")
+    monkeypatch.chdir("inner")
+    before = everything(tmp_path / "outer" / ".git" / "config")
+    assert run(["git", "install", "-q"]) == 0
+    assert len(changed("diff", "HEAD~1")) == 2
+    assert everything(tmp_path / "outer" / ".git" / "config") == before
 
 
 def test_from_a_subfolder(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,10 +52,11 @@ def install(
     global_: _Global = False,
     quiet: options.Quiet = False,
 ) -> int:
-    """Set this checkout up so that git shows checkpoints as text, a line for each tensor.
+    """Make git show checkpoints as text.
 
-    The line has key, dtype, shape, digest, mean, std and the largest magnitude. Works with files in the repository and with
-    Git LFS. Nothing of the files or the history is changed. Run it again after wtool has moved or been upgraded.
+    From then on a tensor is a line in git diff, git show and git log -p. It has key, dtype, shape, digest,
+    mean, std and the largest magnitude. Works with files in the repository and with Git LFS. Nothing of the files or the
+    history is changed. Run it again after wtool has moved or been upgraded.
     """
     where = _attributes(shared=shared, everywhere=global_)
     globs = list(dict.fromkeys(pattern or PATTERNS))
@@ -83,7 +84,10 @@ def install(
 
 
 def uninstall(shared: _Shared = False, global_: _Global = False, quiet: options.Quiet = False) -> int:
-    """Undo `wtool git install`: the attributes, the driver and its cache. .gitattributes only with --shared."""
+    """Undo `wtool git install`.
+
+    The attributes, the driver and its cache go, and nothing else. .gitattributes is left alone without --shared.
+    """
     where = [_attributes(shared=shared, everywhere=global_)]
     if shared:
         where.append(repository.local_attributes())
@@ -102,9 +106,9 @@ def uninstall(shared: _Shared = False, global_: _Global = False, quiet: options.
 
 
 def status(json: options.Json = False, format: options.Format = None) -> int:
-    """Say whether git shows checkpoints as text here, for which files, and whether wtool is still where it was.
+    """Say whether it works, and for which files.
 
-    Exit code 1 if it does not.
+    Exit code 1 if git does not show checkpoints as text here, or the program that it was told of has gone.
     """
     from wtool.report import Facts, Note, Report
 

@@ -20,9 +20,10 @@ def textconv(
     file: Annotated[str, typer.Argument(metavar="FILE", help="What git hands over: a checkpoint or an LFS pointer.")],
     jobs: options.Jobs = None,
 ) -> int:
-    """Print a checkpoint as sorted lines of text, one for each tensor. For git, which gives up where a driver fails.
+    """Print what git shows of a checkpoint.
 
-    What is no checkpoint is told by its size and digest, or as it is if it is text.
+    Sorted lines, one for each tensor, after those of what stands beside them. What is no checkpoint is told by its size and
+    digest, or as it is if it is text.
     """
     console = Console()
     for text in _answer(file, options.worker_count(jobs)):
