@@ -222,23 +222,23 @@ class _Page:
     def heat(self, heat: Heat) -> str:
         """A line for each column of the map, a mark for each of its rows; where they are too many, neighbours share one."""
         names = [self.safe(name) for name in heat.columns]
-        widest = max(map(columns, names))
+        amounts = [f"{largest:.3g}" if largest else "" for _, _, largest in lines(heat)]
+        widest, right = max(map(columns, names)), max(map(len, (*amounts, "most")))
         most = _MARKS
         if self.width is not None:
             widest = min(widest, max(_LEAST, self.width * 3 // 8))
-            most = max(1, self.width - 2 - widest - _GAP - _GAP - 7)
+            most = max(1, self.width - 2 - widest - right - 2 * _GAP)
         prefix, first, last = (self.safe(label) for label in ends(heat))
         heat = binned(heat, most)
-        title = f"{self.safe(heat.title or '')}: {prefix}{first} to {last}"
-        found = [self.paint(self.wrap(title), "bold") + "\n"]
-        wide = len(heat.rows)
-        head = first + " " * (wide - columns(first) - columns(last)) + last
-        if columns(head) <= wide and columns(first) + columns(last) < wide:
-            found.append(f"  {' ' * (widest + _GAP)}{self.paint(head, 'dim')}{' ' * _GAP}{self.paint('   most', 'dim')}\n")
-        for name, (_, marks, largest) in zip(names, lines(heat, unicode=self.unicode), strict=True):
-            shown = f"{largest:7.3g}" if largest else ""
-            line = f"  {pad(self.fit(name, widest), widest)}{' ' * _GAP}{self.paint(marks, 'cyan')}"
-            found.append(f"{line}{' ' * _GAP}{shown}".rstrip() + "\n")
+        found = [self.paint(self.wrap(f"{self.safe(heat.title or '')}: {prefix}{first} to {last}"), "bold") + "\n"]
+        wide, apart = len(heat.rows), " " * _GAP
+        between = wide - columns(first) - columns(last)
+        if between > 0:
+            head = self.paint(f"{first}{' ' * between}{last}{apart}{'most':>{right}}", "dim")
+            found.append(f"  {' ' * widest}{apart}{head}\n")
+        for name, amount, (_, marks, _) in zip(names, amounts, lines(heat, unicode=self.unicode), strict=True):
+            line = f"  {pad(self.fit(name, widest), widest)}{apart}{self.paint(marks, 'cyan')}"
+            found.append(f"{line}{apart}{amount:>{right}}".rstrip() + "\n")
         said = [f"{mark(level, unicode=self.unicode)} {text}" for level, text in legend(heat)]
         found += [f"  {self.paint(line, 'dim')}\n" for line in self.packed(said, self.width and self.width - 2)]
         return "".join(found)
