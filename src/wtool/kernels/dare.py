@@ -58,7 +58,7 @@ class Drop:
 
 def stream(seed: int, number: int, key: str) -> tuple[int, int]:
     """State and gamma of the sequence of one tensor of one input."""
-    found = blake2b(f"wtool dare 1\n{seed}\n{number}\n{key}".encode(), digest_size=16).digest()
+    found = blake2b(f"wtool dare 1\n{seed}\n{number}\n{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:], "little") | 1
 
 
