@@ -450,7 +450,7 @@ BAD: list[tuple[list[str], str, str]] = [
     (["{a}", "{a}", "{a}"], "usage", "argument"),
     (["{dir}/none.pth", "{a}"], "not-found", "(this is A)"),
     (["{a}", "{dir}/none.pth"], "not-found", "(this is B)"),
-    (["-", "{a}"], "not-found", "(this is A)"),
+    (["-", "{a}"], "usage", "stdin"),
     (["{a}", "{dir}/empty"], "unknown-format", "(this is B)"),
     (["{a}", "{dir}"], "usage", "(this is B)"),
     (["{a}", "{dir}/short.safetensors"], "truncated", "(this is B)"),
@@ -467,6 +467,7 @@ BAD: list[tuple[list[str], str, str]] = [
     (["{a}", "{b}", "--strip-prefix", ""], "usage", "begins"),
     (["{a}", "{b}", "--map", "nosuch"], "not-found", "nosuch"),
     (["{a}", "{b}", "--map", "{dir}/bad-names.txt"], "usage", "line 2"),
+    (["{dir}/other.safetensors", "{b}", "--map", "torch-to-keras"], "map", "no rule"),
     (["{a}", "{b}", "--reverse"], "usage", "--reverse"),
     (["{a}", "{b}", "--set", "heads=2"], "usage", "--set"),
     (["{a}", "{b}", "--set", "heads"], "usage", "heads"),
@@ -516,6 +517,12 @@ def test_what_cannot_be_answered_is_exit_2(
         error = json.loads(err.splitlines()[-1])
         assert (error["schema"], error["code"]) == ("wtool.error/1", kind)
         assert word in error["message"] or word in str(error["hint"])
+
+
+def test_what_a_recipe_leaves_alone_is_said(tmp_path: Path, capsys: Captured) -> None:
+    one = save(tmp_path / "a.pth", dense() | {"scale": np.ones((2, 2, 2), "f4")})
+    _, _, err = answer(capsys, "diff", one, one, "--map", "torch-to-keras")
+    assert "wtool: 'torch-to-keras': keys of A that are met by no rule and compared as they are: scale\n" in err
 
 
 def test_a_recipe_that_does_not_fit(tmp_path: Path, capsys: Captured) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wtool.checkpoint import Checkpoint
     from wtool.cli.console import Console
     from wtool.keys import Rename
+    from wtool.maps.resolve import Resolved
 
 _LONGEST = 1 << 20  # bytes of a file of renames
 
@@ -58,7 +59,9 @@ class Preparing:
         if recipes:
             from wtool.between import map_checkpoint
 
-            one, _ = map_checkpoint(one, recipes, reverse=self.reverse, given=given, unmatched="keep", whole=wholes[0])
+            one, done = map_checkpoint(one, recipes, reverse=self.reverse, given=given, unmatched="keep", whole=wholes[0])
+            for resolved in done:
+                _say(resolved, console)
         if renames:
             one = Convert(renames=tuple(renames))(one)
         if self.include or self.exclude:
@@ -109,9 +112,19 @@ def _only(side: Checkpoint, keys: set[str]) -> Checkpoint:
     return side.with_tensors(tensor for key, tensor in side.items() if key in keys)
 
 
+def _say(resolved: Resolved, console: Console) -> None:
+    """What a recipe left out of the comparison, or did not touch."""
+    for keys, what in ((resolved.dropped, "left out"), (resolved.kept, "met by no rule and compared as they are")):
+        if keys:
+            more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+            console.note(f"'{resolved.recipe}': keys of A that are {what}: {', '.join(keys[:3])}{more}")
+
+
 def _opened(path: str, side: str) -> Checkpoint:
     from wtool.api import open_checkpoint
 
+    if path == "-" and not os.path.lexists(path):
+        raise UsageError(f"stdin cannot be compared (this is {side})", hint="a checkpoint is read in many places: give a file")
     try:
         return open_checkpoint(path, section="all")
     except WtoolError as error:
