@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_as_many_as_asked_and_independent_of_one_another(density: float) -> None
             assert abs((mask[:-lag] & mask[lag:]).mean() - density**2) < 5 * deviation
         runs = mask.reshape(-1, 64).sum(axis=1)
         assert abs(runs.var() / (64 * density * (1 - density)) - 1) < 0.06
-    for one, other in zip(masks, masks[1:], strict=False):
+    for one, other in pairwise(masks):
         assert abs((one & other).mean() - density**2) < 5 * deviation
 
 

@@ -224,7 +224,7 @@ def test_zeros_of_the_base_keep_their_sign() -> None:
 
 
 def test_neither_threads_nor_the_order_of_tensors_change_a_bit() -> None:
-    base, *inputs = tables(5, 3, {key: (300,) for key in "dabc"}, "bf16", 1e-2)
+    base, *inputs = tables(5, 3, dict.fromkeys("dabc", (300,)), "bf16", 1e-2)
     expected = merged(ties([1.0] * 3, 0.3, compat="paper"), base, inputs)
     turned = [{key: table[key] for key in "abcd"} for table in (base, *inputs)]
     for scope in ("tensor", "model"):

@@ -68,10 +68,15 @@ class Asked:
 
 @dataclass
 class Noting:
-    """A method that only notes what it is asked. Given to ops.average in place of one that needs a first pass."""
+    """A method that notes what it is asked: what `prepared` needs. The tensors it makes have a spec and no values yet."""
 
     method: Thinned
     asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Of one pass over all that was asked for."""
+        return sum(one.base.nbytes + sum(part.nbytes for part in one.parts.values()) for one in self.asked)
 
     def __call__(
         self,
@@ -82,10 +87,10 @@ class Noting:
         order: Sequence[int],
         dtype: DType | None,
     ) -> LazyTensor:
-        base = self.method.usable(key, parts, base)
-        if base.elements:
-            self.asked.append(Asked(key, parts, base, names, order))
-        return parts[min(parts)]
+        usable = self.method.usable(key, parts, base)
+        if usable.elements:
+            self.asked.append(Asked(key, parts, usable, names, order))
+        return self.method(key, parts, base, names, order, dtype)
 
 
 def prepared(method: Method, asked: Sequence[Asked], *, jobs: int = 1, progress: Progress | None = None) -> Method:

@@ -31,6 +31,14 @@ class Thin(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Unready:
+    """Stands for what a first pass has still to find."""
+
+    def __call__(self, start: int, values: Array) -> None:
+        raise RuntimeError("values were asked for before the first pass")
+
+
+@dataclass(frozen=True, slots=True)
 class Election:
     """How the sign of each value is found (TIES, Yadav et al. 2023, arXiv 2306.01708, sections 3.2 and 3.3), and the mean.
 

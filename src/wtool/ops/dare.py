@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from wtool.errors import UsageError
 from wtool.kernels.dare import Drop
+from wtool.kernels.elect import Thin, Unready
 from wtool.ops.ties import COMPATS, Thinned, election
 
 
@@ -32,12 +33,11 @@ class Dare(Thinned):
     def needs(self) -> str:
         return "factors" if self.by_mass and self.density < 1.0 else ""
 
-    def thin(self, number: int, key: str) -> Drop:
+    def thin(self, number: int, key: str) -> Thin:
         bare = self.bare(number, key)
         if not self.needs:
             return bare if self.by_mass else replace(bare, divisor=self.density)
-        assert self.factors is not None, "the sums must be found first"
-        return replace(bare, factor=self.factors[number, key])
+        return Unready() if self.factors is None else replace(bare, factor=self.factors[number, key])
 
     def bare(self, number: int, key: str) -> Drop:
         """The mask without the scaling."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wtool import views
 from wtool.dtypes import DType
 from wtool.errors import UnsupportedError, UsageError
-from wtool.kernels.elect import DIVISORS, VOTES, Elected, Election, Thin
+from wtool.kernels.elect import DIVISORS, VOTES, Elected, Election, Thin, Unready
 from wtool.kernels.trim import ALL, NONE, Keep
 from wtool.tensor import LazyTensor
 
@@ -42,7 +42,7 @@ class Thinned:
             raise UsageError(f"there is no vote '{self.election.vote}'", hint="one of " + ", ".join(VOTES))
 
     def thin(self, number: int, key: str) -> Thin:
-        """What thins the differences of one tensor of one input."""
+        """What thins the differences of one tensor of one input; Unready before a first pass that it needs."""
         raise NotImplementedError
 
     @property
@@ -137,11 +137,10 @@ class Ties(Thinned):
     def needs(self) -> str:
         return "cuts" if 0.0 < self.density < 1.0 else ""
 
-    def thin(self, number: int, key: str) -> Keep:
+    def thin(self, number: int, key: str) -> Thin:
         if not self.needs:
             return ALL if self.density else NONE
-        assert self.keeps is not None, "the thresholds must be found first"
-        return self.keeps[number, key]
+        return Unready() if self.keeps is None else self.keeps[number, key]
 
 
 _PRESETS: Mapping[str | None, tuple[Trim, Election, bool]] = {
