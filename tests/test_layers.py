@@ -35,7 +35,7 @@ SHARED = {
     "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"},
-    "ops": {"select", "rename", "cast", "linear", "map", "ties"},
+    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties"},
     "analysis": {
         "parallel",
         "plain",

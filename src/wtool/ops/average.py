@@ -9,39 +9,34 @@ from typing import TYPE_CHECKING
 from wtool import views
 from wtool.checkpoint import Checkpoint, Section, Warning
 from wtool.dtypes import DType
-from wtool.errors import MismatchError, NoTensorsError, UsageError
-from wtool.keys import matcher, natural, short_key
+from wtool.errors import DtypeError, KeyClashError, MismatchError, NoTensorsError, UnsupportedError, UsageError
+from wtool.keys import matcher, natural
+from wtool.ops.policy import POLICIES as POLICIES
+from wtool.ops.policy import Rule as Rule
+from wtool.ops.policy import Rules
+from wtool.ops.policy import parse_rule as parse_rule
+from wtool.ops.wrappers import aligned, prefix_between, taken_off
 from wtool.tensor import LazyTensor
 
 if TYPE_CHECKING:
     from wtool.ops.linear import Combine
 
-POLICIES = ("mean", "first", "last", "max", "base", "drop", "error")
 MISMATCHES = ("error", "intersect", "union", "base")
 _COUNTERS = ("**.num_batches_tracked", "**/num_batches_tracked", "num_batches_tracked")
-_BATCH_NORM = ("**.running_mean", "**.running_var", "**/moving_mean", "**/moving_variance", "running_mean", "running_var")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Keys that match `glob` are treated by `policy`, one of POLICIES; `mean` is whatever the method does."""
-
-    glob: str
-    policy: str
-
-
-def parse_rule(text: str) -> Rule:
-    """`GLOB=policy`. UsageError."""
-    glob, sign, policy = text.rpartition("=")
-    if not sign or not glob or policy not in POLICIES:
-        raise UsageError(f"'{text}' is no rule", hint="GLOB=POLICY, the policy one of " + ", ".join(POLICIES))
-    matcher([glob])
-    return Rule(glob, policy)
+_BATCH_NORM = (
+    *("**.running_mean", "**.running_var", "running_mean", "running_var"),
+    *("**/moving_mean", "**/moving_variance", "**.moving_mean", "**.moving_variance"),
+)
+_is_counter, _is_statistic = matcher(_COUNTERS), matcher(_BATCH_NORM)
+_LEFT = "left"  # the policy of a key that the outcome has not, though some input has
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of one key, and why. `inputs` are the numbers of the checkpoints that take part; 0 is the first."""
+    """What becomes of one key, and why. `inputs` are the numbers of the checkpoints that take part; 0 is the first.
+
+    `policy` is one of POLICIES, `equal` (integers that must be the same) or `left` (not in the outcome).
+    """
 
     key: str
     policy: str
@@ -51,11 +46,15 @@ class Fate:
 
 @dataclass(frozen=True)
 class Averaged:
-    """The outcome, lazily, and the fate of every key that any input had."""
+    """The outcome, lazily, and the fate of every key that any input had.
+
+    `own` is for each input: key of the outcome -> its own key; the base, if there is one, comes last.
+    """
 
     checkpoint: Checkpoint
     fates: tuple[Fate, ...]
     warnings: tuple[Warning, ...] = field(default=())
+    own: tuple[Mapping[str, str], ...] = field(default=())
 
 
 def average(
@@ -67,40 +66,179 @@ def average(
     rules: Sequence[Rule] = (),
     on_mismatch: str = "error",
     dtype: DType | None = None,
+    strict: bool = False,
 ) -> Averaged:
     """Combine checkpoints tensor by tensor. Reads headers only.
 
     `combine` makes the lazy tensor of one key from those of the inputs. The outcome has the keys, dtypes (or `dtype` for
-    floating ones) and order of the first input. Integers and bools must be equal in all inputs, which is checked when they
-    are read; counters of batches take their largest value. MismatchError where keys or shapes differ and `on_mismatch` is
-    error; tied tensors stay tied and are computed once.
+    floating ones) and order of the first input. The first of `rules` that matches a key decides; one that matches none is a
+    warning (UsageError if `strict`). Integers and bools must be equal in all inputs, which is checked when they are read;
+    counters of batches take their largest value. MismatchError where keys or shapes differ and `on_mismatch` is error; tied
+    tensors stay tied and are computed once.
     """
-    tables = [{short_key(key): tensor for key, tensor in checkpoint.items()} for checkpoint in inputs]
-    bases = None if base is None else {short_key(key): tensor for key, tensor in base.items()}
-    keys = _keys(tables, names, on_mismatch, bases)
-    order = _canonical(inputs)
-    made: dict[object, LazyTensor] = {}
-    tensors: list[LazyTensor] = []
-    fates: list[Fate] = []
-    for key, takes in keys.items():
-        parts = {number: tables[number][key] for number in takes}
-        origin = None if bases is None else bases.get(key)
-        policy, why = _policy(key, parts, rules)
-        fates.append(Fate(key, policy, why, tuple(takes)))
-        if policy == "drop":
-            continue
-        written = next((k for k in inputs[0] if short_key(k) == key), key) if key in tables[0] else key
-        who = (policy, *(part.identity or (number, key) for number, part in parts.items()), origin and origin.identity)
-        if who not in made:
-            made[who] = _tensor(key, policy, parts, origin, names, combine, order, dtype)
-        tensors.append(made[who].renamed(written))
+    if on_mismatch == "base" and base is None:
+        raise UsageError("--on-mismatch base needs --base")
+    groups = [*inputs, base] if base is not None else list(inputs)
+    own = aligned([tuple(one) for one in groups], [*names, "the base"][: len(groups)])
+    tables = [{key: one[mine] for key, mine in table.items()} for one, table in zip(groups, own, strict=True)]
+    bases = tables.pop() if base is not None else None
+    warnings = [
+        Warning("prefix", f"{name}: its keys are read without '{front}'")
+        for name, table in zip(names, own, strict=False)
+        if (front := taken_off(table)) is not None
+    ]
+    work = _Work(tables, names, combine, bases, Rules(rules), on_mismatch, dtype, _canonical(inputs))
+    tensors = [tensor.renamed(own[0].get(tensor.key, tensor.key)) for tensor in work.tensors()]
+    warnings += work.rules.unused(strict)
     if not tensors:
-        raise NoTensorsError("no tensor is left to average")
-    return Averaged(_outcome(inputs[0], tensors), tuple(fates), tuple(_warnings(fates)))
+        raise NoTensorsError("no tensor is left to average", hint="`wtool diff` shows what the inputs share")
+    return Averaged(_outcome(inputs[0], tensors), tuple(work.fates), (*warnings, *_warnings(work.fates)), tuple(own))
+
+
+@dataclass
+class _Work:
+    """One run over all keys; fates are noted on the way."""
+
+    tables: Sequence[Mapping[str, LazyTensor]]
+    names: Sequence[str]
+    combine: Combine
+    bases: Mapping[str, LazyTensor] | None
+    rules: Rules
+    on_mismatch: str
+    dtype: DType | None
+    order: Sequence[int]
+    fates: list[Fate] = field(default_factory=list)
+
+    def tensors(self) -> list[LazyTensor]:
+        made: dict[object, LazyTensor] = {}
+        found: list[LazyTensor] = []
+        for key in dict.fromkeys(key for table in self.tables for key in table):
+            parts = {number: table[key] for number, table in enumerate(self.tables) if key in table}
+            origin = None if self.bases is None else self.bases.get(key)
+            policy, why, parts = self._policy(key, parts, origin)
+            if policy == "mean" and not why and hasattr(self.combine, "why"):
+                why = self.combine.why(key)
+            self.fates.append(Fate(key, policy, why, tuple(parts)))
+            if policy in ("drop", _LEFT):
+                continue
+            who = (policy, *(part.identity or (number, key) for number, part in parts.items()), origin and origin.identity)
+            if who not in made:
+                made[who] = self._made(key, policy, parts, origin)
+            found.append(made[who].renamed(key))
+        return found
+
+    def _policy(
+        self, key: str, parts: dict[int, LazyTensor], origin: LazyTensor | None
+    ) -> tuple[str, str, dict[int, LazyTensor]]:
+        """What to do with a key, why, and with which of the inputs that have it."""
+        rule = self.rules.find(key)
+        if rule is not None and rule.policy in ("first", "last", "base", "drop", "error"):
+            taken = [] if rule.policy in ("base", "drop") else [list(parts)[0 if rule.policy == "first" else -1]]
+            return rule.policy, f"--rule {rule}", {number: parts[number] for number in taken}
+        differ = self._difference(key, parts)
+        if differ:
+            if self.on_mismatch == "base" and origin is not None:
+                return "base", differ, {}
+            if self.on_mismatch != "union" or len({part.shape for part in parts.values()}) > 1:
+                return _LEFT, differ, {}
+        why = differ and f"{differ}: of those that have it"
+        if rule is not None:
+            return rule.policy, f"--rule {rule}", parts
+        if _is_counter(key):
+            return "max", why or "a counter", parts
+        kinds = {"int" if tensor.dtype.kind in ("int", "uint", "bool") else tensor.dtype.kind for tensor in parts.values()}
+        if kinds == {"int"}:
+            return "equal", why or "integers are not averaged", parts
+        if any(tensor.dtype.name == "f8_e8m0" for tensor in parts.values()):
+            return "equal", why or "powers of two that scale other tensors", parts
+        return "mean", why, parts
+
+    def _difference(self, key: str, parts: Mapping[int, LazyTensor]) -> str:
+        """How the inputs differ about a key, in words; "" if they do not. MismatchError if they must not."""
+        first = min(parts)
+        lacking = [number for number in range(len(self.tables)) if number not in parts]
+        odd = [number for number, tensor in parts.items() if tensor.shape != parts[first].shape]
+        if not lacking and not odd:
+            return ""
+        if self.on_mismatch == "error" or (odd and self.on_mismatch == "union"):
+            raise self._mismatch(key, parts, lacking, odd)
+        if lacking:
+            return f"not in {', '.join(self.names[number] for number in lacking)}"
+        return f"{list(parts[odd[0]].shape)} in {self.names[odd[0]]}, {list(parts[first].shape)} in {self.names[first]}"
+
+    def _mismatch(
+        self, key: str, parts: Mapping[int, LazyTensor], lacking: Sequence[int], odd: Sequence[int]
+    ) -> MismatchError:
+        first = min(parts)
+        if odd:
+            ours, theirs = list(parts[first].shape), list(parts[odd[0]].shape)
+            hint = f"--rule '{key}=first', last or drop; --on-mismatch intersect or base"
+            return MismatchError(f"'{key}' is {theirs}, in '{self.names[first]}' {ours}", path=self.names[odd[0]], hint=hint)
+        hint = "--on-mismatch intersect, union or base; --exclude leaves keys out"
+        prefixes = prefix_between(self.tables[lacking[0]], self.tables[first])
+        if prefixes is not None:
+            odd_one, prefix = (lacking[0], prefixes[0]) if prefixes[0] else (first, prefixes[1])
+            hint = f"wtool convert {self.names[odd_one]} NEW --strip-prefix {prefix}   makes their keys the same"
+        return MismatchError(f"it has no '{key}', which '{self.names[first]}' has", path=self.names[lacking[0]], hint=hint)
+
+    def _made(self, key: str, policy: str, parts: Mapping[int, LazyTensor], origin: LazyTensor | None) -> LazyTensor:
+        numbers = list(parts)
+        if policy == "error":
+            raise MismatchError(f"'{key}' is refused by a rule", path=self.names[numbers[0]])
+        if policy == "base":
+            if origin is None:
+                raise UsageError(f"'{key}' is to come from the base, and there is none that has it", hint="--base FILE")
+            return self._cast(origin)
+        tensors = list(parts.values())
+        if policy in ("first", "last"):
+            return self._cast(tensors[0])
+        packed = next((tensor for tensor in tensors if not tensor.dtype.itemsize), None)
+        if packed is not None and any(tensor.identity != packed.identity for tensor in tensors):
+            raise UnsupportedError(
+                f"'{key}' is {packed.dtype}, packed: it cannot be averaged", hint=f"--rule '{key}=first', last or drop"
+            )
+        self._check(key, policy, parts)
+        if policy in ("equal", "max"):
+            from wtool.kernels.agree import Agree, Largest
+
+            same = all(tensor.identity == tensors[0].identity for tensor in tensors)
+            said = tuple(self.names[number] for number in numbers)
+            function = Agree(key, said) if policy == "equal" else Largest()
+            return self._cast(tensors[0] if same or not tensors[0].elements else views.computed(key, tensors, function))
+        return self.combine(key, parts, origin, self.names, self.order, self.dtype)
+
+    def _check(self, key: str, policy: str, parts: Mapping[int, LazyTensor]) -> None:
+        """Dtypes that can be put together. MismatchError, DtypeError."""
+        numbers = list(parts)
+        first = parts[numbers[0]].dtype
+        for number, tensor in parts.items():
+            row = tensor.dtype
+            if row is not first and (policy in ("equal", "max") or _kind(row) != _kind(first)):
+                raise MismatchError(
+                    f"'{key}' is {row}, in '{self.names[numbers[0]]}' {first}",
+                    path=self.names[number],
+                    hint=f"--rule '{key}=first', last or drop",
+                )
+        if (policy == "mean" and first.kind == "bool") or (policy == "max" and first.kind == "complex"):
+            raise DtypeError(f"'{key}' is {first}: it has no {policy}", hint=f"--rule '{key}=first', last or drop")
+
+    def _cast(self, tensor: LazyTensor) -> LazyTensor:
+        if self.dtype is None or not tensor.dtype.floating or tensor.dtype is self.dtype or tensor.dtype.bits < 8:
+            return tensor
+        from wtool.kernels.cast import Cast
+
+        return tensor.map(Cast(tensor.dtype, self.dtype))
+
+
+def _kind(row: DType) -> str:
+    return "int" if row.kind == "uint" else row.kind
 
 
 def _outcome(first: Checkpoint, tensors: Sequence[LazyTensor]) -> Checkpoint:
     table = {tensor.key: tensor for tensor in tensors}
+    if len(table) != len(tensors):
+        twice = next(tensor.key for tensor in tensors if table[tensor.key] is not tensor)
+        raise KeyClashError(f"two keys of the inputs would become '{twice}'")
     main = first.main_section()
     same = set(table) == set(first.tensors)
     return replace(
@@ -111,104 +249,39 @@ def _outcome(first: Checkpoint, tensors: Sequence[LazyTensor]) -> Checkpoint:
     )
 
 
+def kept_in(whole: Checkpoint, section: str | None, found: Averaged, number: int) -> Checkpoint:
+    """Input `number`, all of it, with the tensors of its section replaced by those of an average.
+
+    MismatchError if the average has not exactly the section's keys.
+    """
+    part = next((one for one in whole.sections if one.name == section), None) if section else whole.main_section()
+    assert part is not None and section != "all"
+    own, front = found.own[number], len(part.prefix)
+    written = {key: mine for mine, key in found.own[0].items()}
+    fresh = {}
+    for tensor in found.checkpoint.values():
+        common = written.get(tensor.key, tensor.key)
+        if common in own:
+            fresh[part.prefix + own[common]] = tensor
+    if set(fresh) != set(part.keys) or len(fresh) != len(found.checkpoint):
+        odd = next(iter(set(part.keys) ^ set(fresh)), next(iter(found.checkpoint)))
+        raise MismatchError(
+            f"'{odd[front:]}' is not in both it and the average", path=whole.source.path, hint="no --keep-extras"
+        )
+    return whole.with_tensors(fresh[key].renamed(key) if key in fresh else tensor for key, tensor in whole.items())
+
+
 def _canonical(inputs: Sequence[Checkpoint]) -> list[int]:
     """The order of summing: by path, so that the order of arguments does not touch the last bit."""
     return sorted(range(len(inputs)), key=lambda number: (natural(inputs[number].source.path), number))
 
 
-def _keys(
-    tables: Sequence[Mapping[str, LazyTensor]],
-    names: Sequence[str],
-    on_mismatch: str,
-    bases: Mapping[str, LazyTensor] | None,
-) -> dict[str, list[int]]:
-    """Key -> the inputs that take part in it. Keys of the first input come first, in its order."""
-    every = dict.fromkeys(key for table in tables for key in table)
-    found: dict[str, list[int]] = {}
-    for key in every:
-        having = [number for number, table in enumerate(tables) if key in table]
-        shape = tables[having[0]][key].shape
-        alike = [number for number in having if tables[number][key].shape == shape]
-        if len(alike) == len(tables):
-            found[key] = alike
-        elif on_mismatch == "error":
-            raise _mismatch(key, tables, names, having, alike)
-        elif on_mismatch == "union":
-            found[key] = alike
-        elif on_mismatch == "base" and bases is not None and key in bases:
-            found[key] = []
-    return found
-
-
-def _mismatch(
-    key: str, tables: Sequence[Mapping[str, LazyTensor]], names: Sequence[str], having: list[int], alike: list[int]
-) -> MismatchError:
-    hint = "--on-mismatch intersect, union or base; --exclude leaves keys out"
-    if len(having) < len(tables):
-        lacking = next(number for number in range(len(tables)) if number not in having)
-        return MismatchError(f"it has no '{key}', which '{names[having[0]]}' has", path=names[lacking], hint=hint)
-    odd = next(number for number in having if number not in alike)
-    ours, theirs = list(tables[alike[0]][key].shape), list(tables[odd][key].shape)
-    return MismatchError(f"'{key}' is {theirs}, in '{names[alike[0]]}' {ours}", path=names[odd], hint=hint)
-
-
-def _policy(key: str, parts: Mapping[int, LazyTensor], rules: Sequence[Rule]) -> tuple[str, str]:
-    for rule in rules:
-        if matcher([rule.glob])(key):
-            return rule.policy, f"--rule {rule.glob}={rule.policy}"
-    if not parts:
-        return "base", "the inputs differ"
-    if matcher(_COUNTERS)(key):
-        return "max", "a counter"
-    kinds = {tensor.dtype.kind for tensor in parts.values()}
-    if kinds <= {"int", "uint", "bool"}:
-        return "equal", "integers are not averaged"
-    return "mean", ""
-
-
-def _tensor(
-    key: str,
-    policy: str,
-    parts: Mapping[int, LazyTensor],
-    origin: LazyTensor | None,
-    names: Sequence[str],
-    combine: Combine,
-    order: Sequence[int],
-    dtype: DType | None,
-) -> LazyTensor:
-    from wtool.kernels.agree import Agree, Largest
-
-    numbers = list(parts)
-    if policy == "error":
-        raise MismatchError(f"'{key}' is refused by a rule", path=names[numbers[0]] if numbers else None)
-    if policy == "base":
-        if origin is None:
-            raise UsageError(f"'{key}' is to come from the base, and there is none that has it", hint="--base FILE")
-        return origin
-    if policy in ("first", "last"):
-        return parts[numbers[0 if policy == "first" else -1]]
-    if policy in ("equal", "max"):
-        said = tuple(names[number] for number in numbers)
-        kinds = [parts[number] for number in numbers]
-        unlike = next((tensor for tensor in kinds if tensor.dtype is not kinds[0].dtype), None)
-        if unlike is not None:
-            raise MismatchError(
-                f"'{key}' is {unlike.dtype} in one input and {kinds[0].dtype} in another", hint=f"--rule '{key}=first'"
-            )
-        same = all(tensor.identity == kinds[0].identity for tensor in kinds)
-        function = Agree(key, said) if policy == "equal" else Largest()
-        return kinds[0] if same or not kinds[0].elements else views.computed(key, kinds, function)
-    return combine(key, parts, origin, names, order, dtype)
-
-
 def _warnings(fates: Sequence[Fate]) -> list[Warning]:
-    found = []
-    norms = matcher(_BATCH_NORM)
-    stats = [fate.key for fate in fates if fate.policy == "mean" and len(fate.inputs) > 1 and norms(fate.key)]
-    if stats:
-        text = (
-            f"{len(stats)} statistics of batch norms were averaged ('{stats[0]}'): they are not those of the averaged model; "
-            "recompute them with data before use"
-        )
-        found.append(Warning("batch-norm", text))
-    return found
+    stats = [fate.key for fate in fates if fate.policy == "mean" and len(fate.inputs) > 1 and _is_statistic(fate.key)]
+    if not stats:
+        return []
+    text = (
+        f"{len(stats)} statistics of batch norms were averaged ('{stats[0]}'): they are not those of the averaged model; "
+        "recompute them with data before use"
+    )
+    return [Warning("batch-norm", text)]
