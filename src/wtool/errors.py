@@ -170,6 +170,23 @@ class NotFiniteError(WtoolError):
     code = "not-finite"
 
 
+class EvaluationError(WtoolError):
+    """A command of the user gave no score. `said` is the end of what it wrote on stderr."""
+
+    code = "evaluation"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | PathLike[str] | None = None,
+        hint: str | None = None,
+        said: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.said = said
+
+
 class TiedError(WtoolError):
     """Tied tensors, and `--tied error` was asked for."""
 
