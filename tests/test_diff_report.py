@@ -261,3 +261,16 @@ def test_a_cosine_near_one_is_told_from_one(value: float | None, text: str) -> N
 )
 def test_a_share_is_never_rounded_to_all_or_none(part: int, whole: int, text: str) -> None:
     assert share(part, whole) == text
+
+
+def test_another_order_is_noted_within_a_format() -> None:
+    turned = dict(reversed(BASE.items()))
+    text = "not counted: the tensors stand in another order"
+    assert text in render([report(BASE, turned)], "text")
+    assert text not in render([report(BASE, turned, Judgement(ignore=("order",)))], "text")
+    other = checkpoint(turned)
+    found = diff_report(
+        diff(checkpoint(BASE), replace(other, source=replace(other.source, format="safetensors"))), Judgement()
+    )
+    assert text not in render([found], "text")
+    assert found.data["reordered"]

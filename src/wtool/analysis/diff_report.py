@@ -224,7 +224,8 @@ def _notes(diff: Diff, data: Mapping[str, Any], judgement: Judgement) -> Iterato
         aside.append("metadata: " + beside.said(data["metadata"], _NAMED))
     if data["extras"]:
         aside.append("beside the tensors: " + beside.said(data["extras"], _NAMED))
-    if diff.reordered and "order" not in judgement.ignore:
+    alike = diff.a.source.format == diff.b.source.format  # formats have orders of their own
+    if diff.reordered and alike and "order" not in judgement.ignore:
         aside.append("the tensors stand in another order")
     for text in aside:
         yield Note(f"not counted: {text}")
