@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -455,7 +454,8 @@ BAD: list[tuple[list[str], str, str]] = [
     (["{a}", "{dir}"], "usage", "(this is B)"),
     (["{a}", "{dir}/short.safetensors"], "truncated", "(this is B)"),
     (["{a}", "{dir}/text.txt"], "unknown-format", "(this is B)"),
-    (["{a}", "{dir}/locked.safetensors"], "unreadable", "(this is B)"),
+    (["{a}", "{dir}/pipe"], "unreadable", "(this is B)"),
+    (["{a}", "{dir}/none.pth", "--exit-zero"], "not-found", "(this is B)"),
     (["{a}", "{b}", "--fail-on", "color"], "usage", "color"),
     (["{a}", "{b}", "--fail-on", ""], "usage", "--fail-on"),
     (["{a}", "{b}", "--fail-on", "dtype,"], "usage", "--fail-on"),
@@ -499,11 +499,7 @@ def test_what_cannot_be_answered_is_exit_2(
     (tmp_path / "text.txt").write_text("hello\n" * 100)
     (tmp_path / "bad-names.txt").write_text("a=>b\nc -> d\n")
     (tmp_path / "empty").mkdir()
-    locked = tmp_path / "locked.safetensors"
-    shutil.copy(base, locked)
-    locked.chmod(0)
-    if "{dir}/locked.safetensors" in argv and os.access(locked, os.R_OK):
-        pytest.skip("root reads everything")
+    os.mkfifo(tmp_path / "pipe")
     places = {"{a}": str(base), "{b}": str(tmp_path / "b.pth"), "{dir}": str(tmp_path)}
     for name, place in places.items():
         argv = [arg.replace(name, place) for arg in argv]
@@ -549,4 +545,5 @@ def test_keys_and_sections_complete(base: Path, monkeypatch: pytest.MonkeyPatch,
     assert "layers.0.up.bias" in completed(f"wtool diff {base} {base} --include lay")
     assert completed(f"wtool diff {base} {base} --section mo") == ["model"]
     assert completed(f"wtool diff {base} {base} --ignore dt") == ["dtype"]
+    assert "torch-to-keras" in completed(f"wtool diff {base} {base} --map torch")
     assert completed("wtool diff --include lay") == []

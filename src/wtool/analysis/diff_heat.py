@@ -23,6 +23,8 @@ Cells = dict[tuple[str, str], list[Comparison | None]]
 
 def heats(diff: Diff) -> list[Heat]:
     """The maps of the stacks that moved, on one scale. What differs by a cast alone did not move."""
+    if all(value.cast for value in diff.values.values()):
+        return []
     stacks: dict[str, Cells] = {}
     for pair in (*diff.same, *diff.values):
         layer, name = layer_of(short_key(pair.a))

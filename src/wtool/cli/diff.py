@@ -38,6 +38,7 @@ def diff(
             "--map",
             metavar="NAME_OR_FILE",
             help="Compare A as this recipe maps it, or renamed by a file of REGEX=>REPL lines.",
+            autocompletion=options.recipe_names,
         ),
     ] = None,
     reverse: options.Reverse = False,
