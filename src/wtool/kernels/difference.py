@@ -82,6 +82,7 @@ class Difference:
         self._tolerance = (rtol, atol) if rtol or atol else None
         self._decoders = (_decoder(one), _decoder(two))
         self._pair = max(2 if row.kind == "complex" else 1 for row in (one, two))
+        self._room: Array = np.empty(0)
         self._long = any(row.bits == 64 and row.kind in ("int", "uint") for row in (one, two))
         self.elements = self.finite = self.differing = self.nonfinite = 0
         self.max_abs = self.sum_abs = 0.0
@@ -94,7 +95,8 @@ class Difference:
         with np.errstate(all="ignore"):
             for first in range(0, count, step):
                 last = min(first + step, count)
-                values = self._wide(self._values(block, 0, first, last), 0, 1)
+                (values,) = self._rooms(1, (last - first) * self._pair)
+                self._widen(self._values(block, 0, first, last), 0, values)
                 squares = _dot(values, values)
                 finite = last - first
                 if not squares < inf:
@@ -123,24 +125,25 @@ class Difference:
                 self._piece(a, b, changed)
 
     def _piece(self, one: Array, two: Array, changed: Array | None) -> None:
-        a, b = self._wide(one, 0, 1), self._wide(two, 1, 2)
-        apart = scratch("f8", len(a), 3)
+        rooms = self._rooms(3, max(len(one), len(two)))
+        a, b, apart = rooms
+        self._widen(one, 0, a)
+        self._widen(two, 1, b)
         np.subtract(a, b, out=apart)
         if self._long:
             for values, wide, add in ((one, a, np.add), (two, b, np.subtract)):
                 lost = _lost(values, wide)
                 if lost is not None:
                     add(apart, lost, out=apart)
-        squares_a, squares_b = _dot(a, a), _dot(b, b)
+        squares_a, squares_b, squares_d = _squares(rooms)
         if not squares_a + squares_b < inf:
             a, b, apart = self._finite(a, b, apart, changed)
-            squares_a, squares_b = _dot(a, a), _dot(b, b)
+            squares_a, squares_b, squares_d = _dot(a, a), _dot(b, b), _dot(apart, apart)
         if changed is not None:
             self.differing += int(np.count_nonzero(changed if self._pair == 1 else changed[::2] | changed[1::2]))
         if not len(a):
             return
         self.finite += len(a) // self._pair
-        squares_d = _dot(apart, apart)
         self.squares_a += squares_a
         self.squares_b += squares_b
         self.squares_d += squares_d
@@ -151,8 +154,8 @@ class Difference:
             apart = np.hypot(apart[::2], apart[1::2])
         else:
             np.abs(apart, out=apart)
-        self.sum_abs += float(apart.sum())
-        self.max_abs = max(self.max_abs, float(apart.max()))
+        self.sum_abs += float(np.add.reduce(apart))
+        self.max_abs = max(self.max_abs, float(np.maximum.reduce(apart)))
         if changed is None:
             self.differing += self._beyond(apart, b)
 
@@ -201,25 +204,38 @@ class Difference:
             return piece.view(f"f{piece.itemsize // 2}")
         return piece.view(np.uint8) if of.kind == "bool" else piece
 
-    def _wide(self, values: Array, side: int, slot: int) -> Array:
-        """The values as f64, in a scratch array."""
+    def _widen(self, values: Array, side: int, wide: Array) -> None:
+        """The values as f64; as pairs of parts where those of the other side are."""
         if self._pair == 2 and self._dtypes[side].kind != "complex":
-            wide = scratch("f8", 2 * len(values), slot)
             wide[1::2] = 0
-            wide[::2] = values
-            return wide
-        wide = scratch("f8", len(values), slot)
+            wide = wide[::2]
         np.copyto(wide, values, casting="unsafe")
-        return wide
+
+    def _rooms(self, rows: int, count: int) -> Array:
+        """Rows of f64 that lie together, used again."""
+        if len(self._room) < rows * count:
+            self._room = np.empty(rows * count)
+        return self._room[: rows * count].reshape(rows, count)
+
+
+def _squares(rooms: Array) -> list[float]:
+    """The sum of squares of each row; in one step where rows are long, since every step is one more meeting of the threads."""
+    count = rooms.shape[1]
+    if not count or count % _ROW:
+        return [_dot(row, row) for row in rooms]
+    cut = rooms.reshape(len(rooms), -1, 1, _ROW)
+    sums: list[float] = np.add.reduce(np.matmul(cut, cut.transpose(0, 1, 3, 2)), axis=(1, 2, 3)).tolist()
+    return sums
 
 
 def _dot(one: Array, two: Array) -> float:
     """The sum of products, in one order on one machine."""
     rows = len(one) // _ROW
     done = rows * _ROW
-    total = float(np.dot(one[done:], two[done:]))
+    total = float(np.dot(one[done:], two[done:])) if done < len(one) else 0.0
     if rows:
-        total += float(np.matmul(one[:done].reshape(rows, 1, _ROW), two[:done].reshape(rows, _ROW, 1)).sum())
+        products = np.matmul(one[:done].reshape(rows, 1, _ROW), two[:done].reshape(rows, _ROW, 1))
+        total += float(np.add.reduce(products, axis=None))
     return total
 
 
