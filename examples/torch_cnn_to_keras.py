@@ -40,7 +40,9 @@ def build_torch():
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.features = nn.ModuleDict({"conv1": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "conv2": nn.Conv2d(8, 16, 3)})
+            self.features = nn.ModuleDict(
+                {"conv1": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "conv2": nn.Conv2d(8, 16, 3)},
+            )
             self.head = nn.ModuleDict({"fc1": nn.Linear(16 * 6 * 6, 32), "fc2": nn.Linear(32, 10)})
 
         def forward(self, x):
@@ -85,7 +87,8 @@ def main(folder: Path) -> float:
     tf.train.Checkpoint(model).write(str(folder / "fresh.ckpt"))
     (folder / "cnn.toml").write_text(RECIPE)
     wtool = [sys.executable, "-m", "wtool"]
-    subprocess.run([*wtool, "convert", "cnn.pth", "cnn.ckpt", "--map", "cnn.toml", "--like", "fresh.ckpt"], cwd=folder, check=True)
+    there = ["--map", "cnn.toml", "--like", "fresh.ckpt"]
+    subprocess.run([*wtool, "convert", "cnn.pth", "cnn.ckpt", *there], cwd=folder, check=True)
     tf.train.Checkpoint(model).read(str(folder / "cnn.ckpt")).assert_existing_objects_matched()
     images = np.random.default_rng(0).normal(size=(4, 3, 10, 10)).astype(np.float32)
     with torch.no_grad():

@@ -195,7 +195,7 @@ def python(code: str, desk: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_recipes_run(desk: Path) -> None:
-    section = README.read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
+    section = README.read_text().split("\n## Everyday jobs\n")[1].split("\n## ")[0]
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S) for line in block.splitlines()]
     assert len(lines) > 10
     for line in lines:
