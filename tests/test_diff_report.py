@@ -99,6 +99,7 @@ def test_narrow_terminals_lose_columns_rather_than_keys(width: int) -> None:
     assert "h.{8-11}.attn.weight" in text and "rel L2" in text and "cosine" in text
     assert ("shape" in text) == (width == 120)
     assert "shape" in render([report(BASE, tuned(BASE))], "text")
+    assert '<th class="s">shape</th>' in render([report(BASE, tuned(BASE))], "html")
 
 
 def test_a_cast_stands_with_its_dtype() -> None:

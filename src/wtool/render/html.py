@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from wtool.render.heat import ODD, STEPS, binned, legend, levels
-from wtool.report import Bars, Block, Facts, Heat, Note, Report, Table, printable
+from wtool.report import Bars, Block, Column, Facts, Heat, Note, Report, Table, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #66707c; --line: #e3e7eb; --paper: #fff; --back: #f4f6f8;
@@ -32,6 +32,7 @@ td:first-child, td.c { font-family: ui-monospace, "SF Mono", Menlo, Consolas, mo
   overflow-wrap: anywhere; }
 tr.heading td { font-weight: 600; } tr.heading td:not(:first-child) { font-weight: 400; color: var(--soft); }
 .n { text-align: right; } .n:last-child { padding-right: 0; }
+@media (max-width: 56rem) { .s { display: none; } }
 .bar { display: block; height: .8em; background: var(--accent); border-radius: 3px; min-width: 1px; }
 table.heat { width: auto; } table.heat th { padding: 0 .5rem 0 0; border: 0; font-size: .8em; }
 table.heat thead th { height: 9rem; vertical-align: bottom; padding: 0; }
@@ -115,7 +116,7 @@ def _shade(level: int) -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    kinds = [' class="n"' if column.number else ' class="c"' if column.code else "" for column in table.columns]
+    kinds = [_classes(column) for column in table.columns]
     heads = "".join(f"<th{kind}>{_text(column.title)}</th>" for kind, column in zip(kinds, table.columns, strict=True))
     yield f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n"
     for row in table.rows:
@@ -125,6 +126,11 @@ def _table(table: Table) -> Iterator[str]:
         heading = ' class="heading"' if row.heading else ""
         yield f"<tr{heading}><td{indent}>{_text(first)}</td>{cells}</tr>\n"
     yield "</tbody>\n</table>\n"
+
+
+def _classes(column: Column) -> str:
+    names = [name for name, has in (("n", column.number), ("c", column.code), ("s", column.spare)) if has]
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _text(text: str) -> str:
