@@ -152,7 +152,7 @@ def test_html_cells_say_what_they_are() -> None:
     assert "layers.1.attn.weight: 0.0001" in page.titles
     assert "layers.2.mlp.weight: NaN, infinite, or zero before" in page.titles
     assert len(page.titles) == 7  # nothing where there is nothing
-    assert {"--h:0%", "--h:12%", "--h:100%"} <= set(page.styles)
+    assert {"--h:0%", "--h:20%", "--h:100%"} <= set(page.styles)
 
 
 EVIL = '"><script>alert(1)</script>|`*x*\x1b[2J'

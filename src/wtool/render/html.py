@@ -112,7 +112,10 @@ def _heat(heat: Heat) -> Iterator[str]:
 
 
 def _shade(level: int) -> str:
-    return 'class="h odd"' if level == ODD else f'class="h" style="--h:{100 * level // STEPS}%"'
+    if level == ODD:
+        return 'class="h odd"'
+    # The first step is told from none at a glance.
+    return f'class="h" style="--h:{20 + 80 * (level - 1) // (STEPS - 1) if level else 0}%"'
 
 
 def _table(table: Table) -> Iterator[str]:
