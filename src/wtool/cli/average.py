@@ -2,106 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from wtool.cli import average_options as given
 from wtool.cli import options
+from wtool.cli.average_recipe import KEY, Part, Recipe, check_same, read_recipe
 from wtool.cli.console import Console, report_kind, write_report
+from wtool.cli.inputs import Choice, Input, chosen
 from wtool.errors import UsageError
 from wtool.sizes import parse_size
 
 if TYPE_CHECKING:
-    from wtool.api import SavePlan
     from wtool.checkpoint import Checkpoint
     from wtool.ops.average import Averaged
-    from wtool.ops.linear import Combine, Linear
-    from wtool.ops.ties import Thinned
-
-METHODS = ("mean", "weighted", "swa", "ema", "lerp", "task", "ties", "dare", "dare-ties")
-_THINNED = ("ties", "dare", "dare-ties")
+    from wtool.ops.linear import Combine
 
 
 def average(
-    src: options.Sources,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DST", help="The checkpoint to write.", show_default=False)],
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help=f"{', '.join(METHODS)}. Default mean, with --weights weighted.",
-            autocompletion=options.one_of(*METHODS),
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W,...", help="A weight for each input, as in 0.5,0.3,0.2.")
-    ] = None,
-    decay: Annotated[float | None, typer.Option("--decay", metavar="D", help="Of ema: how much of the past stays.")] = None,
-    t: Annotated[float | None, typer.Option("--t", metavar="T", help="Of lerp: 0 is the first input, 1 the second.")] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="SRC", help="What the inputs were trained from.")] = None,
-    scale: Annotated[
-        float,
-        typer.Option("--scale", metavar="X", help="Of task, ties and dare: times what is added to the base."),
-    ] = 1.0,
-    density: Annotated[
-        float | None,
-        typer.Option("--density", metavar="D", help="Of ties and dare: the share of the differences that is kept."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Of dare: what the mask follows from. Default 0.")
-    ] = None,
-    compat: Annotated[
-        str | None,
-        typer.Option(
-            "--compat",
-            metavar="NAME",
-            help="Of ties and dare: count as paper, mergekit or peft do.",
-            autocompletion=options.one_of("paper", "mergekit", "peft"),
-        ),
-    ] = None,
-    trim_scope: Annotated[
-        str | None,
-        typer.Option(
-            "--trim-scope",
-            metavar="SCOPE",
-            help="Of ties: the largest differences of each tensor or of the whole model.",
-            autocompletion=options.one_of("tensor", "model"),
-        ),
-    ] = None,
-    vote: Annotated[
-        str | None,
-        typer.Option(
-            "--vote",
-            metavar="KIND",
-            help="Of ties and dare-ties: the sign of the sum of differences (mass) or of most of them (frequency).",
-            autocompletion=options.one_of("mass", "frequency"),
-        ),
-    ] = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rule", metavar="GLOB=POLICY", help="mean, first, last, max, base, drop or error for some keys. Repeatable."
-        ),
-    ] = None,
-    on_mismatch: Annotated[
-        str,
-        typer.Option(
-            "--on-mismatch",
-            metavar="POLICY",
-            help="Keys or shapes that differ: error, intersect, union or base.",
-            autocompletion=options.one_of("error", "intersect", "union", "base"),
-        ),
-    ] = "error",
+    output: given.Output,
+    src: given.Sources = None,
+    method: given.Method = None,
+    weights: given.Weights = None,
+    decay: given.Decay = None,
+    t: given.T = None,
+    base: given.Base = None,
+    scale: given.Scale = None,
+    compat: given.Compat = None,
+    rule: given.Rules = None,
+    on_mismatch: given.OnMismatch = None,
+    last: given.Last = None,
+    best: given.Best = None,
+    metric: given.Metric = None,
+    lower: given.Lower = False,
+    higher: given.Higher = False,
+    min_step: given.MinStep = None,
+    max_step: given.MaxStep = None,
+    keep_extras: given.KeepExtras = False,
+    recipe: given.RecipeFile = None,
+    digest: given.Digest = False,
     to: options.To = None,
     dtype: options.Dtype = None,
     section: options.SectionName = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    max_shard: Annotated[
-        str | None, typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE.")
-    ] = None,
+    max_shard: given.MaxShard = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     strict: options.Strict = False,
@@ -117,62 +63,59 @@ def average(
 
     Inputs may be in any mix of formats, dtypes and shardings; the outcome has the keys and dtypes of the first.
     """
-    from wtool.analysis.spread import Spread
-    from wtool.analysis.thinning import Noting, prepared
-    from wtool.api import open_checkpoint, plan_save, save
+    from wtool.cli import average_methods as methods
     from wtool.cli.average_report import average_report
-    from wtool.dtypes import dtype as named
-    from wtool.ops.average import MISMATCHES, parse_rule
-    from wtool.ops.average import average as combine
-    from wtool.ops.convert import Convert
 
     kind = options.output_kind(json, format)
     if report is not None:
         report_kind(report)
-    if on_mismatch not in MISMATCHES:
-        raise UsageError(f"unknown policy '{on_mismatch}'", hint="one of " + ", ".join(MISMATCHES))
-    chosen: Linear | Thinned
-    if method in _THINNED:
-        chosen = _thinned(len(src), method, weights, scale, base, density, seed, compat, trim_scope, vote)
-    elif unused := _given(density=density, seed=seed, compat=compat, trim_scope=trim_scope, vote=vote):
-        raise UsageError(f"{unused} means nothing to {method or 'a mean'}", hint="--method ties, dare or dare-ties")
-    else:
-        chosen = _method(len(src), method, weights, decay, t, scale, base)
-    rules = tuple(parse_rule(text) for text in rule or ())
-    row = None if dtype is None else named(dtype)
     shard = None if max_shard is None else parse_size(max_shard)
     bound = None if memory is None else parse_size(memory)
+    count = options.worker_count(jobs)
     console = Console(quiet=quiet, verbose=verbose)
-    select = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))
+    choice = Choice(last, best, metric, lower, higher, min_step, max_step)
+    settings = methods.settings(method, weights, decay=decay, t=t, scale=scale, compat=compat)
+    asked = Recipe(
+        settings,
+        (),
+        None if base is None else Part(base, ""),
+        tuple(rule or ()),
+        on_mismatch or "error",
+        dtype,
+        section,
+        tuple(include or ()),
+        tuple(exclude or ()),
+        keep_extras,
+    )
+    told = None
+    if recipe is not None:
+        _alone(asked)
+        told = asked = read_recipe(recipe)
+    picked = chosen(src or [part.path for part in asked.inputs], choice)
+    work = Work(asked, picked, output, to, strict)
+    work.warn(console)
+    work.identify(count, whole=digest)
+    if told is not None and not src:
+        check_same((*told.inputs, *filter(None, [told.base])), (*work.asked.inputs, *filter(None, [work.asked.base])))
+    if told is not None and len(told.inputs) != len(picked):
+        raise UsageError(f"the recipe is for {len(told.inputs)} inputs, not {len(picked)}", path=recipe)
 
-    def opened(path: str) -> Checkpoint:
-        return select(open_checkpoint(path, section=section))
-
-    inputs = [opened(path) for path in src]
-    spread = Spread(len(inputs))
-    origin = None if base is None else opened(base)
-
-    def planned(how: Combine) -> tuple[Averaged, SavePlan]:
-        found = combine(inputs, src, how, base=origin, rules=rules, on_mismatch=on_mismatch, dtype=row)
-        return found, plan_save(found.checkpoint, output, to=to, max_shard=shard, force=force, strict=strict)
-
-    chosen = replace(chosen, tell=spread.add)
-    if method in _THINNED:
-        noting = Noting(cast("Thinned", chosen))
-        found, plan = planned(noting)
-        if not dry_run:
-            with console.progress("looking", noting.nbytes) as advance:
-                ready = prepared(noting.method, noting.asked, jobs=options.worker_count(jobs), progress=advance)
-            found, plan = planned(ready)
-    else:
-        found, plan = planned(chosen)
+    combine = methods.method(asked.settings, len(picked), based=asked.base is not None)
+    plan, found, spread = work.plan(combine, shard, force)
+    if not dry_run and methods.two_passes(combine):
+        combine = methods.prepared(combine, work.average, count, console)
+        plan, found, spread = work.plan(combine, shard, force)
     for warning in found.warnings:
         console.warn(warning.message)
     done = None
     if not dry_run:
+        from wtool.api import save
+
         with console.progress("averaging", sum(job.nbytes for job in plan.plan.jobs)) as advance:
-            done = save(plan, jobs=options.worker_count(jobs), memory=bound, progress=advance)
-    shown = average_report(found, src, plan, done, spread if done else None)
+            done = save(plan, jobs=count, memory=bound, progress=advance)
+    for line in work.lost(plan.losses if done is None else done.losses, dry_run):
+        console.note(line)
+    shown = average_report(work, found, plan, done, spread if done else None, jobs=count, memory=bound, verbose=verbose)
     if not (quiet and kind == "text"):
         console.show([shown], kind)
     if report is not None:
@@ -180,76 +123,111 @@ def average(
     return 0
 
 
-def _method(
-    count: int, name: str | None, weights: str | None, decay: float | None, t: float | None, scale: float, base: str | None
-) -> Linear:
-    from wtool.ops import linear
+class Work:
+    """What was asked for, with its inputs open: everything that decides what the outcome is."""
 
-    given = None if weights is None else _weights(weights, count)
-    name = name or ("weighted" if given is not None else "mean")
-    if name not in METHODS:
-        raise UsageError(f"there is no method '{name}'", hint="one of " + ", ".join(METHODS))
-    if given is not None and name not in ("weighted", "task"):
-        raise UsageError(f"--weights mean nothing to {name}")
-    if name == "weighted":
-        if given is None:
-            raise UsageError("weighted needs --weights")
-        return linear.weighted(given)
-    if name == "ema":
-        if decay is None:
-            raise UsageError("ema needs --decay", hint="such as --decay 0.9")
-        return linear.ema(count, decay)
-    if name == "lerp":
-        if count != 2 or t is None:
-            raise UsageError("lerp takes two inputs and --t")
-        return linear.lerp(t)
-    if name == "task":
-        if base is None:
-            raise UsageError("task needs --base, what the inputs were trained from")
-        return linear.task(given or (1.0,) * count, scale)
-    return linear.mean(count)
+    def __init__(self, asked: Recipe, picked: Sequence[Input], output: str, to: str | None, strict: bool) -> None:
+        from wtool.api import open_checkpoint
+        from wtool.cli.average_methods import BASED
+        from wtool.dtypes import dtype as named
+        from wtool.formats import registry
+        from wtool.ops.average import MISMATCHES, parse_rule
+        from wtool.ops.convert import Convert
+
+        if not picked:
+            raise UsageError("there are no inputs", hint="wtool average A B -o DST")
+        if len(picked) == 1 and asked.settings.method not in BASED:
+            raise UsageError(f"{picked[0].path} is the only input: nothing to average", hint="`wtool convert` copies one")
+        if asked.on_mismatch not in MISMATCHES:
+            raise UsageError(f"unknown policy '{asked.on_mismatch}'", hint="one of " + ", ".join(MISMATCHES))
+        if asked.keep_extras and (asked.section == "all" or asked.include or asked.exclude):
+            raise UsageError("--keep-extras takes the whole last input: it goes with no --include, --exclude or --section all")
+        self.asked, self.picked, self.output, self.to, self.strict = asked, picked, output, to, strict
+        self.rules = tuple(parse_rule(text) for text in asked.rules)
+        self.dtype = None if asked.dtype is None else named(asked.dtype)
+        self.metadata = registry.for_target(output, to).capabilities.metadata
+        self.names = [one.path for one in picked]
+        select = Convert(include=asked.include, exclude=asked.exclude)
+        self.wholes = [open_checkpoint(path, section="all") for path in self.names]
+        self.inputs = [select(whole.section(asked.section)) for whole in self.wholes]
+        self.base: Checkpoint | None = None
+        if asked.base is not None:
+            self.base = open_checkpoint(asked.base.path, section=asked.section)
+
+    def warn(self, console: Console) -> None:
+        """Say what the readers noticed, and what a pickle would have called."""
+        for checkpoint in self.inputs if self.base is None else [*self.inputs, self.base]:
+            for warning in checkpoint.warnings:
+                console.warn(warning.message, checkpoint.source.path)
+            dangerous = [found.name for found in checkpoint.globals if found.verdict == "dangerous"]
+            if dangerous and not any(warning.code == "dangerous-globals" for warning in checkpoint.warnings):
+                text = f"loading this with pickle would call {', '.join(dangerous)}"
+                console.warn(f"{text}; wtool called nothing and writes only tensors", checkpoint.source.path)
+
+    def identify(self, jobs: int, *, whole: bool) -> None:
+        """Put the inputs into the recipe, by fingerprint or also by digest."""
+        from wtool.analysis.digest import digest
+        from wtool.analysis.fingerprint import fingerprint
+
+        def part(path: str, checkpoint: Checkpoint) -> Part:
+            return Part(path, fingerprint(checkpoint), digest(checkpoint, jobs).whole if whole else None)
+
+        base = None
+        if self.asked.base is not None and self.base is not None:
+            base = part(self.asked.base.path, self.base)
+        inputs = tuple(part(path, one) for path, one in zip(self.names, self.inputs, strict=True))
+        self.asked = replace(self.asked, inputs=inputs, base=base)
+
+    def average(self, combine: Combine) -> Averaged:
+        """The outcome by a method, lazily."""
+        from wtool.ops.average import average
+
+        return average(
+            self.inputs,
+            self.names,
+            combine,
+            base=self.base,
+            rules=self.rules,
+            on_mismatch=self.asked.on_mismatch,
+            dtype=self.dtype,
+            strict=self.strict,
+        )
+
+    def plan(self, combine: Any, shard: int | None, force: bool) -> tuple[Any, Averaged, Any]:
+        """The plan of writing, what is written, and what will learn how far the inputs lie from it."""
+        from wtool.analysis.spread import Spread
+        from wtool.api import plan_save
+        from wtool.ops.average import kept_in
+
+        spread = Spread(len(self.inputs))
+        found = self.average(replace(combine, tell=spread.add))
+        made, whole = found.checkpoint, self.wholes[0]
+        if self.asked.keep_extras:
+            made = whole = kept_in(self.wholes[-1], self.asked.section, found, len(self.inputs) - 1)
+        made = replace(made, metadata={name: value for name, value in made.metadata.items() if name != KEY})
+        plan = plan_save(
+            made,
+            self.output,
+            to=self.to,
+            whole=whole,
+            metadata={KEY: self.asked.text()} if self.metadata else {},
+            max_shard=shard,
+            force=force,
+            strict=self.strict,
+        )
+        return plan, found, spread
+
+    def lost(self, losses: Sequence[Any], future: bool) -> list[str]:
+        """What of the inputs the outcome does not hold, in a line."""
+        if not losses:
+            return []
+        names = list(dict.fromkeys(f"{loss.kind} {loss.name}" for loss in losses))
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        hint = "" if self.asked.keep_extras else "; --keep-extras takes those of the last input"
+        hint = hint if any(loss.kind in ("section", "extras") for loss in losses) else ""
+        return [f"{'would be left out' if future else 'left out'}: {', '.join(names[:6])}{more}{hint}"]
 
 
-def _given(**given: object) -> str | None:
-    return next((f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None), None)
-
-
-def _thinned(
-    count: int,
-    name: str | None,
-    weights: str | None,
-    scale: float,
-    base: str | None,
-    density: float | None,
-    seed: int | None,
-    compat: str | None,
-    scope: str | None,
-    vote: str | None,
-) -> Thinned:
-    from wtool.ops.dare import dare
-    from wtool.ops.ties import ties
-
-    given = (1.0,) * count if weights is None else _weights(weights, count)
-    if base is None:
-        raise UsageError(f"{name} needs --base, what the inputs were trained from")
-    if density is None:
-        raise UsageError(f"{name} needs --density, the share of the differences that is kept", hint="such as --density 0.2")
-    unused = _given(seed=seed) if name == "ties" else _given(trim_scope=scope)
-    unused = unused or (_given(vote=vote) if name == "dare" else None)
-    if unused:
-        raise UsageError(f"{unused} means nothing to {name}")
-    if name == "ties":
-        return ties(given, density, scale, compat=compat, scope=scope, vote=vote)
-    return dare(given, density, scale, seed=seed or 0, compat=compat, elect=name == "dare-ties", vote=vote)
-
-
-def _weights(text: str, count: int) -> tuple[float, ...]:
-    try:
-        found = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError(f"'{text}' are no weights", hint="numbers with commas between, as in 0.5,0.3,0.2") from None
-    if len(found) != count:
-        raise UsageError(f"there are {len(found)} weights for {count} inputs")
-    if not all(abs(weight) < float("inf") for weight in found):
-        raise UsageError("a weight is not finite")
-    return found
+def _alone(asked: Recipe) -> None:
+    if asked != Recipe(asked.settings.__class__(), ()):
+        raise UsageError("--recipe says the method, its numbers and its rules: they cannot be given beside it")

@@ -280,8 +280,6 @@ def _warnings(fates: Sequence[Fate]) -> list[Warning]:
     stats = [fate.key for fate in fates if fate.policy == "mean" and len(fate.inputs) > 1 and _is_statistic(fate.key)]
     if not stats:
         return []
-    text = (
-        f"{len(stats)} statistics of batch norms were averaged ('{stats[0]}'): they are not those of the averaged model; "
-        "recompute them with data before use"
-    )
+    many = "1 statistic of batch norms is" if len(stats) == 1 else f"{len(stats)} statistics of batch norms are"
+    text = f"{many} averaged ('{stats[0]}'): not those of the averaged model; recompute them with data before use"
     return [Warning("batch-norm", text)]
