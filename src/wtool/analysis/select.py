@@ -99,6 +99,7 @@ class _Bins:
     counts: Array = field(init=False)
     held: list[Array] = field(default_factory=list)
     waiting: int = 0
+    ends: tuple[Array, Array] | None = None
     kinds: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +119,10 @@ class _Bins:
                     self.merge()
         place = bits - self.start
         np.right_shift(place, self.shift, out=place)
-        np.clip(place, -1, len(self.counts) - 2, out=place)
+        if self.ends is None or len(self.ends[0]) < len(place):  # clipped by arrays: by single values numpy is slow
+            self.ends = np.full(len(place), -1), np.full(len(place), len(self.counts) - 2)
+        np.maximum(place, self.ends[0][: len(place)], out=place)
+        np.minimum(place, self.ends[1][: len(place)], out=place)
         np.add(place, 1, out=place)
         np.add.at(self.counts, place, 1)
 

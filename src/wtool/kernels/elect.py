@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType
 from wtool.errors import DtypeError
+from wtool.kernels.buffers import scratch
 from wtool.kernels.combine import Tell, alike, blame, dot, wide
 from wtool.kernels.rounding import narrow
 
@@ -20,7 +21,7 @@ VOTES = ("mass", "frequency")
 DIVISORS = ("weights", "count", "none")
 PIECE = 1 << 14  # elements worked on at a time
 _ROOM = 1 << 17  # those of all inputs together: they stay in the second cache
-_BASE, _INPUT = 28, 29  # scratch arrays
+_BASE, _INPUT, _VOTE, _TOTAL, _NONE, _SHARES = range(70, 76)  # scratch arrays
 _SAFE = 240.0**2  # the square of the least of all largest values, that of f8_e4m3fnuz
 
 
@@ -80,15 +81,17 @@ class Elected:
             return blocks[0]
         out = np.empty(len(blocks[0]), self.target.numpy())
         squares, norm = [0.0] * len(self.weights), 0.0
+        room = self._room(out)
         with np.errstate(all="ignore"):
             for at, pieces in _pieces(blocks):
-                base, deltas = self._thinned(start + at, pieces)
+                base, deltas = self._thinned(start + at, pieces, room)
                 total = self._merged(deltas)
                 if self.scale != 1.0:
                     np.multiply(total, self.scale, out=total)
-                still = total == 0.0
                 np.add(total, base, out=total)
-                np.copyto(total, base, where=still)
+                nothing = total == 0.0
+                if nothing.any():  # 0.0 added to -0.0 is 0.0
+                    np.copyto(total, base, where=nothing & (base == 0.0))
                 norm += self._write(total, out[at : at + len(total)], pieces)
                 if self.tell is not None:
                     for place, (piece, source) in enumerate(zip(pieces[1:], self.sources[1:], strict=True)):
@@ -102,11 +105,15 @@ class Elected:
     def signs(self, start: int, *blocks: Array) -> int:
         """The sum of the signs that win the vote."""
         total = 0
+        room = self._room(blocks[0])
         with np.errstate(all="ignore"):
             for at, pieces in _pieces(blocks):
-                vote = self._vote(self._thinned(start + at, pieces)[1])
-                total += int(np.count_nonzero(vote > 0.0)) - int(np.count_nonzero(vote < 0.0))
+                vote = self._vote(self._thinned(start + at, pieces, room)[1])
+                total += int(np.count_nonzero(vote > 0)) - int(np.count_nonzero(vote < 0))
         return total
+
+    def _room(self, values: Array) -> Array:
+        return np.empty((len(self.weights), min(len(values), PIECE)))
 
     def _settled(self, block: Array) -> None:
         """All inputs hold what the base holds."""
@@ -118,10 +125,10 @@ class Elected:
         if self.tell is not None:
             self.tell(self.numbers, (0.0,) * len(self.numbers), norm)
 
-    def _thinned(self, start: int, pieces: Sequence[Array]) -> tuple[Array, Array]:
+    def _thinned(self, start: int, pieces: Sequence[Array], room: Array) -> tuple[Array, Array]:
         """The base, and a row of thinned differences from it for each input, weighted if the vote is."""
         base = wide(pieces[0], self.sources[0], _BASE)
-        deltas = np.empty((len(pieces) - 1, len(base)))
+        deltas = room[:, : len(base)]
         for place, (delta, thin, weight) in enumerate(zip(deltas, self.thin, self.weights, strict=True), 1):
             np.subtract(wide(pieces[place], self.sources[place], _INPUT), base, out=delta)
             thin(start, delta)
@@ -130,32 +137,63 @@ class Elected:
         return base, deltas
 
     def _vote(self, deltas: Array) -> Array:
-        frequency = self.election is not None and self.election.vote == "frequency"
-        vote: Array = np.sign(deltas[0]) if frequency else deltas[0].copy()
+        if self.election is not None and self.election.vote == "frequency":
+            signs = np.zeros(deltas.shape[1], np.int32)
+            for delta in deltas:
+                np.add(signs, delta > 0.0, out=signs)
+                np.subtract(signs, delta < 0.0, out=signs, casting="unsafe", dtype=np.int32)
+            return signs
+        vote = scratch("f8", deltas.shape[1], _VOTE)
+        np.copyto(vote, deltas[0])
         for delta in deltas[1:]:
-            np.add(vote, np.sign(delta) if frequency else delta, out=vote)
+            np.add(vote, delta, out=vote)
         return vote
 
+    def _sign(self, vote: Array, election: Election) -> Array:
+        """1, 0 or -1 in f64, in the place of the vote."""
+        sign = np.greater_equal(vote, 0) if election.zero > 0 else np.greater(vote, 0)
+        whole = sign.view(np.int8)
+        if election.zero:
+            np.add(whole, whole, out=whole)
+            np.subtract(whole, 1, out=whole)
+        else:
+            np.subtract(whole, (vote < 0).view(np.int8), out=whole)
+        found = scratch("f8", len(vote), _VOTE)
+        np.copyto(found, whole)
+        return found
+
     def _merged(self, deltas: Array) -> Array:
-        if self.election is None:
-            return self._vote(deltas)
-        sign = np.sign(self._vote(deltas))
-        if self.election.zero:
-            np.copyto(sign, float(self.election.zero), where=sign == 0.0)
-        number = self.election.divisor == "count" or all(weight == 1.0 for weight in self.weights)
-        total, divisor = np.zeros(len(sign)), np.zeros(len(sign), np.uint16 if number else np.float64)
-        for delta, weight in zip(deltas, self.weights, strict=True):
+        election = self.election
+        vote = self._vote(deltas)
+        if election is None:
+            return vote
+        sign = self._sign(vote, election)
+        number = election.divisor == "count" or all(weight == 1.0 for weight in self.weights)
+        total, none, shares = (scratch("f8", len(sign), slot) for slot in (_TOTAL, _NONE, _SHARES))
+        count = np.zeros(len(sign), np.uint8 if len(deltas) < 256 else np.uint32)
+        none.fill(0.0)
+        shares.fill(0.0)
+        for place, (delta, weight) in enumerate(zip(deltas, self.weights, strict=True)):
             np.multiply(delta, sign, out=delta)
-            with_us = delta > 0.0
-            if self.election.divisor != "none":
-                np.add(divisor, with_us if number else with_us * weight, out=divisor)
-            np.maximum(delta, 0.0, out=delta)
-            if weight != 1.0 and not self.election.weighted:
-                np.multiply(delta, weight, out=delta)
-            np.add(total, delta, out=total)
-        if self.election.divisor != "none":
-            np.copyto(divisor, 1, where=divisor == 0, casting="unsafe")
-            np.divide(total, divisor, out=total)
+            if election.divisor != "none":
+                with_us = delta > 0.0
+                if number:
+                    np.add(count, with_us.view(np.uint8), out=count)
+                else:
+                    np.add(shares, with_us * weight, out=shares)
+            into = delta if place else total
+            np.maximum(delta, none, out=into)  # by an array: numpy is slow where one side is a single value
+            if weight != 1.0 and not election.weighted:
+                np.multiply(into, weight, out=into)
+            if place:
+                np.add(total, delta, out=total)
+        if election.divisor != "none":
+            if number:
+                np.maximum(count, 1, out=count)
+                np.copyto(shares, count)
+            else:
+                np.add(shares, shares == 0.0, out=shares)
+            np.divide(total, shares, out=total)
         np.multiply(total, sign, out=total)
         return total
 

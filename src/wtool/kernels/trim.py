@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wtool.kernels.buffers import CHUNK, scratch
+
 Array = NDArray[Any]
 
 _EVERY = 1 << 62
+_SLOT = 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +26,17 @@ class Keep:
 
     def __call__(self, start: int, values: Array) -> None:
         """Set the others to zero, in f64 values that begin at a flat index. What is not finite does not become so."""
-        if self.until >= start + len(values):
-            if self.threshold == 0.0:
-                return
-            kept = np.abs(values) >= self.threshold
-        else:
-            kept = self.mask(start, np.abs(values))
-        np.multiply(values, kept, out=values)
+        if self.threshold == 0.0 and self.until >= start + len(values):
+            return
+        for first in range(0, len(values), CHUNK):
+            some = values[first : first + CHUNK]
+            magnitudes = np.abs(some, out=scratch("f8", len(some), _SLOT))
+            np.multiply(some, self.mask(start + first, magnitudes), out=some)
 
     def mask(self, start: int, magnitudes: Array) -> Array:
         """Which of these, at a flat index, are kept."""
+        if self.until >= start + len(magnitudes):
+            return np.greater_equal(magnitudes, self.threshold)
         kept: Array = magnitudes > self.threshold
         if start < self.until:
             some = magnitudes[: self.until - start]
