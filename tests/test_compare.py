@@ -17,7 +17,7 @@ from wtool.analysis import compare as module
 from wtool.analysis.compare import Comparison, compare, compare_all, equal, pooled
 from wtool.boxes import Box
 from wtool.bytesource import MemoryBytes
-from wtool.dtypes import dtype
+from wtool.dtypes import BY_NAME, dtype
 from wtool.errors import TruncatedError, UnsupportedError
 from wtool.kernels.cast import Cast
 from wtool.tensor import LazyTensor, TensorSpec
@@ -302,3 +302,37 @@ def test_a_turned_tensor_equals_itself_turned() -> None:
     values = normal(30, 40)
     assert equal(views.transpose(tensor(values), (1, 0)), tensor(np.ascontiguousarray(values.T)))
     assert sqrt(some(compare(tensor(values), tensor(-values))).squares_d) == pytest.approx(2 * np.linalg.norm(values))
+
+
+def test_every_pair_of_dtypes() -> None:
+    rows = [row for row in BY_NAME.values() if row.bits != 6]
+    rng = np.random.default_rng(0)
+    for one in rows:
+        for two in rows:
+            a, b = (
+                LazyTensor.contiguous(
+                    "k",
+                    row,
+                    (64,),
+                    MemoryBytes((rng.integers(0, 2 if row.kind == "bool" else 256, 1024, np.uint8)).tobytes()),
+                    0,
+                )
+                for row in (one, two)
+            )
+            found = some(compare(a, b))
+            assert found.elements == 64 and 0 < found.differing <= 64, (one, two)
+            assert found.differing >= found.nonfinite and found.finite + found.nonfinite <= 64
+            assert found.cosine is None or -1 <= found.cosine <= 1
+            assert compare(a, a.renamed("x")) is None
+
+
+@pytest.mark.parametrize("narrow", [row.name for row in BY_NAME.values() if row.floating and 8 <= row.bits <= 16])
+def test_every_cast_is_seen(narrow: str) -> None:
+    for wide in ("f64", "f32", "bf16", "f16"):
+        if wide == narrow:
+            continue
+        values = np.abs(normal(300)).astype(dtype(wide).numpy())
+        few = Cast(dtype(wide), dtype(narrow))(values, {}).copy()
+        one, two = tensor(values, wide), tensor(few, narrow)
+        for found in (compare(one, two), compare(two, one)):
+            assert found is None or found.cast, (wide, narrow)

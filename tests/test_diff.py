@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import Counting, checkpoint_of
 from test_memory import sparse
 
@@ -68,6 +70,33 @@ def test_structure() -> None:
     plain = of(a, b, values=False)
     assert names(plain.same) == [("same", "same", None), ("value", "value", None)] and not plain.values and not plain.read
     assert plain.structure == found.structure == 3
+
+
+def content(seed: int) -> Array:
+    """Of a few shapes and values, so that much is alike."""
+    rng = random.Random(seed)
+    shape = rng.choice([(2, 3), (3, 2), (3, 3), (4,), (0, 2), ()])
+    kind = rng.choice(["<f4", "<f4", "<f2"])
+    return np.asarray(rng.choice([np.zeros(shape), normal(*shape, seed=seed % 3)])).reshape(shape).astype(kind)
+
+
+@given(*[st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 60).map(content)) for _ in "AB"])
+def test_every_key_is_told_of_once(a: dict[str, Array], b: dict[str, Array]) -> None:
+    found = of(a, b)
+    shared = [*found.same, *found.values, *found.renamed, *found.transposed, *found.shapes]
+    assert sorted([*found.only_a, *(pair.a for pair in shared)]) == sorted(a)
+    assert sorted([*found.only_b, *(pair.b for pair in shared)]) == sorted(b)
+    assert all(pair.a == pair.b for pair in shared if pair not in found.renamed)
+    for pair in found.renamed + found.transposed:
+        turned = a[pair.a] if pair.axes is None else a[pair.a].transpose(pair.axes)
+        assert turned.dtype == b[pair.b].dtype and np.array_equal(turned, b[pair.b]) and a[pair.a].size
+    for pair in found.same:
+        assert np.array_equal(a[pair.a], b[pair.b])
+    for pair, value in found.values.items():
+        assert not np.array_equal(a[pair.a], b[pair.b]) and value.differing
+    back = of(b, a)
+    assert len(back.same) == len(found.same) and len(back.renamed) == len(found.renamed)
+    assert {(pair.b, pair.a) for pair in back.values} == {(pair.a, pair.b) for pair in found.values}
 
 
 def test_without_values_nothing_is_read() -> None:
@@ -129,7 +158,17 @@ def test_transposes(shape: tuple[int, ...], order: tuple[int, ...], keys: str) -
     assert (pair.a, pair.b) == ("weight", keys) and not found.values and not found.shapes and len(found.same) == 1
 
 
+def test_a_transposed_view_of_what_the_other_side_holds() -> None:
+    w = normal(5, 5)
+    view = LazyTensor.strided("w", dtype("f32"), (5, 5), MemoryBytes(w.tobytes()), 0, (1, 5))
+    assert names(of({"w": view}, {"w": w}).transposed) == [("w", "w", (1, 0))]
+    assert names(of({"w": w}, {"x": view}).renamed) == [("w", "x", (1, 0))]
+    assert len(of({"w": view}, {"w": np.ascontiguousarray(w.T)}).same) == 1
+
+
 def test_what_is_no_transpose() -> None:
+    w = normal(1, 4, 3)
+    assert names(of({"w": w}, {"w": w.reshape(4, 1, 3)}).shapes) == [("w", "w", None)], "no value moved"
     symmetric = normal(5, 5)
     symmetric += symmetric.T
     assert not of({"w": symmetric}, {"w": np.ascontiguousarray(symmetric.T)}).transposed, "equal as it is"
@@ -149,6 +188,16 @@ def test_renamed_and_transposed_among_many_alike() -> None:
     w = {f"a.{n}.weight": normal(4, 3, seed=n) for n in range(12)}
     b = {f"b_{n}/kernel": np.ascontiguousarray(w[f"a.{n}.weight"].T) for n in range(12)}
     assert names(of(w, b, jobs=2).renamed) == [(f"a.{n}.weight", f"b_{n}/kernel", (1, 0)) for n in range(12)]
+
+
+def test_names_without_likes_are_read_once() -> None:
+    one, two = (Counting(MemoryBytes(normal(300, 200, seed=seed).tobytes())) for seed in (0, 1))
+    a = LazyTensor.contiguous("a", dtype("f32"), (300, 200), one, 0)
+    b = LazyTensor.contiguous("b", dtype("f32"), (200, 300), two, 0)
+    assert not of({"a": a}, {"b": b}).renamed and one.total < 1000, "turned, a few values tell"
+    b = LazyTensor.contiguous("b", dtype("f32"), (300, 200), two, 0)
+    assert not of({"a": a}, {"b": b}).renamed and one.total < 242_000
+    assert not of({"a": a, "c": a}, {}).renamed and one.total < 242_000, "nothing is there to be alike"
 
 
 def test_permuted_rows_are_seen() -> None:

@@ -13,13 +13,14 @@ from wtool.analysis.digest import tensor_digest
 from wtool.analysis.parallel import ask, each
 from wtool.checkpoint import Checkpoint
 from wtool.keys import short_key
-from wtool.tensor import LazyTensor
+from wtool.tensor import LazyTensor, c_strides
 
 Progress = Callable[[int], None]
 
 _RANK = 5  # axes of a tensor whose permutations are tried
-_GLANCE = 64  # elements
-_TRIES = 8  # tensors of the same elements in another order that are tried
+_GLANCE = 64  # elements at the beginning
+_DIAGONAL = 16  # elements
+_TRIES = 8  # tensors of one diagonal
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +113,15 @@ def diff(
 
 
 def _turned(a: LazyTensor, b: LazyTensor) -> tuple[int, ...] | None:
-    """The order in which A's axes are B bit for bit, if there is one that moves an axis."""
+    """The order in which A's axes are B bit for bit, if there is one that moves an axis longer than one."""
     if a.dtype is not b.dtype or _turnable(a) is None or _turnable(a) != _turnable(b):
         return None
-    rank = range(len(a.shape))
-    for order in permutations(rank):
-        if order != tuple(rank) and tuple(a.shape[axis] for axis in order) == b.shape:
+    for order in permutations(range(len(a.shape))):
+        real = [axis for axis in order if a.shape[axis] != 1]
+        if real != sorted(real) and tuple(a.shape[axis] for axis in order) == b.shape:
             turned = views.transpose(a, order)
             # A glance first: to gather a transposed tensor is to read most of it.
-            if turned.span is None and _begin_alike(turned, b) and equal(turned, b):
+            if _begin_alike(turned, b) and equal(turned, b):
                 return order
     return None
 
@@ -149,12 +150,12 @@ def _renamed(a: Checkpoint, b: Checkpoint, found: Alignment, jobs: int) -> list[
     ones = {key: tensor for key, tensor in ones.items() if key not in pairs}
     twos = {key: tensor for key, tensor in twos.items() if key not in taken}
     rest, others = candidates(ones, twos, _turnable)
-    contents = [ask(side, _content, jobs) for side in (rest, others)]
+    fixed = [ask(side, _fixed, jobs) for side in (rest, others)]
     there: dict[Hashable, list[str]] = {}
     for key, tensor in others.items():
-        there.setdefault((_turnable(tensor), contents[1][key]), []).append(key)
+        there.setdefault((_turnable(tensor), fixed[1][key]), []).append(key)
     for key, tensor in rest.items():
-        same = there.get((_turnable(tensor), contents[0][key]), [])
+        same = there.get((_turnable(tensor), fixed[0][key]), [])
         for other in same[:_TRIES]:
             axes = _turned(tensor, others[other])
             if axes is not None:
@@ -168,10 +169,11 @@ def _plain(tensor: LazyTensor) -> Hashable:
     return (tensor.dtype.name, tensor.shape) if tensor.elements else None
 
 
-def _content(tensor: LazyTensor) -> int:
-    from wtool.kernels.difference import unordered
-
-    return sum(unordered(block) for block in tensor.blocks()) % (1 << 64)
+def _fixed(tensor: LazyTensor) -> bytes:
+    """The values that stay at their index however axes are turned: the beginning of the diagonal, and the last."""
+    step = sum(c_strides(tensor.shape))
+    places = [*(step * n for n in range(min(_DIAGONAL, *tensor.shape))), tensor.elements - 1]
+    return b"".join(tensor.flat(place, place + 1).tobytes() for place in places)
 
 
 def _reordered(a: Checkpoint, b: Checkpoint) -> bool:

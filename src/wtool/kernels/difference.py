@@ -39,27 +39,6 @@ def same_values(one: Array, two: Array) -> bool:
         return bool((np.isnan(one[odd]) & np.isnan(two[odd])).all())
 
 
-def unordered(block: Array) -> int:
-    """A fingerprint of the bits of a block's elements in any order; those of blocks add up, modulo 2**64."""
-    words = max(block.itemsize // 8, 1)
-    codes = block.view(f"u{min(block.itemsize, 8)}").reshape(-1, words)
-    total = 0
-    for first in range(0, len(codes), _PIECE):
-        piece = codes[first : first + _PIECE]
-        mixed, shifted = scratch("u8", len(piece)), scratch("u8", len(piece), 1)
-        mixed[:] = 0
-        for word in range(words):
-            # What splitmix64 does to its counter: every bit of the code reaches every bit of the sum.
-            np.add(mixed, piece[:, word], out=mixed)
-            np.add(mixed, np.uint64(0x9E3779B97F4A7C15), out=mixed)
-            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-                np.right_shift(mixed, np.uint64(shift), out=shifted)
-                np.bitwise_xor(mixed, shifted, out=mixed)
-                np.multiply(mixed, np.uint64(factor), out=mixed)
-        total += int(mixed.sum())
-    return total % (1 << 64)
-
-
 class Difference:
     """An accumulator of pairs of blocks of A and B, of any two dtypes. UnsupportedError for values that cannot be decoded.
 
