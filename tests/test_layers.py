@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "wtool"
 ROOTS = [
     ["text"],
     ["errors"],
-    ["dtypes", "keys", "report", "bytesource", "sizes"],
+    ["dtypes", "keys", "report", "bytesource", "sizes", "journal"],
     ["boxes", "lfs"],
     ["tensor"],
     ["checkpoint", "plan", "views"],

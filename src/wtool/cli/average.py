@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wtool.cli import average_options as given
-from wtool.cli import options
+from wtool.cli import options, soup
 from wtool.cli.average_recipe import KEY, Part, Recipe, check_same, read_recipe
 from wtool.cli.console import Console, report_kind, write_report
 from wtool.cli.inputs import Choice, Input, chosen
@@ -42,6 +43,17 @@ def average(
     keep_extras: given.KeepExtras = False,
     recipe: given.RecipeFile = None,
     digest: given.Digest = False,
+    greedy: soup.Greedy = False,
+    evaluate: soup.Eval = None,
+    maximize: soup.Maximize = False,
+    minimize: soup.Minimize = False,
+    field: soup.Field = None,
+    accept: soup.Accept = None,
+    min_delta: soup.MinDelta = None,
+    timeout: soup.Timeout = None,
+    on_failure: soup.OnFailure = None,
+    journal: soup.JournalFile = None,
+    passes: soup.Passes = None,
     to: options.To = None,
     dtype: options.Dtype = None,
     section: options.SectionName = None,
@@ -73,6 +85,9 @@ def average(
     bound = None if memory is None else parse_size(memory)
     count = options.worker_count(jobs)
     console = Console(quiet=quiet, verbose=verbose)
+    order = soup.ordered(
+        output, greedy, evaluate, maximize, minimize, field, accept, min_delta, timeout, on_failure, journal, passes
+    )
     choice = Choice(last, best, metric, lower, higher, min_step, max_step)
     settings = methods.settings(method, weights, decay=decay, t=t, scale=scale, compat=compat)
     asked = Recipe(
@@ -90,6 +105,8 @@ def average(
     told = None
     if recipe is not None:
         _alone(asked)
+        if order is not None:
+            raise UsageError("--recipe says what is averaged, and --greedy finds it out")
         told = asked = read_recipe(recipe)
     picked = chosen(src or [part.path for part in asked.inputs], choice)
     work = Work(asked, picked, output, to, strict)
@@ -100,7 +117,12 @@ def average(
     if told is not None and len(told.inputs) != len(picked):
         raise UsageError(f"the recipe is for {len(told.inputs)} inputs, not {len(picked)}", path=recipe)
 
-    combine = methods.method(asked.settings, len(picked), based=asked.base is not None)
+    story = None
+    if order is not None:
+        work, story = soup.cooked(
+            order, work, shard=shard, force=force, jobs=count, memory=bound, console=console, dry_run=dry_run
+        )
+    combine = methods.method(asked.settings, len(work.picked), based=asked.base is not None)
     plan, found, spread = work.plan(combine, shard, force)
     if not dry_run and methods.two_passes(combine):
         combine = methods.prepared(combine, work.average, count, console)
@@ -116,6 +138,10 @@ def average(
     for line in work.lost(plan.losses if done is None else done.losses, dry_run):
         console.note(line)
     shown = average_report(work, found, plan, done, spread if done else None, jobs=count, memory=bound, verbose=verbose)
+    if story is not None:
+        from wtool.cli.soup_story import with_story
+
+        shown = with_story(shown, story)
     if not (quiet and kind == "text"):
         console.show([shown], kind)
     if report is not None:
@@ -153,6 +179,16 @@ class Work:
         self.base: Checkpoint | None = None
         if asked.base is not None:
             self.base = open_checkpoint(asked.base.path, section=asked.section)
+        self.told: dict[str, str] = {}  # more for the metadata of the outcome
+
+    def part(self, numbers: Sequence[int], output: str) -> Work:
+        """The same of some of the inputs, in this order, at another place. One alone is enough here."""
+        some = copy(self)
+        some.output = output
+        some.picked, some.names = [self.picked[one] for one in numbers], [self.names[one] for one in numbers]
+        some.wholes, some.inputs = [self.wholes[one] for one in numbers], [self.inputs[one] for one in numbers]
+        some.asked = replace(self.asked, inputs=tuple(self.asked.inputs[one] for one in numbers))
+        return some
 
     def warn(self, console: Console) -> None:
         """Say what the readers noticed, and what a pickle would have called."""
@@ -204,13 +240,13 @@ class Work:
         made, whole = found.checkpoint, self.wholes[0]
         if self.asked.keep_extras:
             made = whole = kept_in(self.wholes[-1], self.asked.section, found, len(self.inputs) - 1)
-        made = replace(made, metadata={name: value for name, value in made.metadata.items() if name != KEY})
+        made = replace(made, metadata={name: value for name, value in made.metadata.items() if name not in (KEY, soup.KEY)})
         plan = plan_save(
             made,
             self.output,
             to=self.to,
             whole=whole,
-            metadata={KEY: self.asked.text()} if self.metadata else {},
+            metadata={KEY: self.asked.text(), **self.told} if self.metadata else {},
             max_shard=shard,
             force=force,
             strict=self.strict,
