@@ -30,6 +30,10 @@ def average(
     t: given.T = None,
     base: given.Base = None,
     scale: given.Scale = None,
+    density: given.Density = None,
+    seed: given.Seed = None,
+    trim_scope: given.TrimScope = None,
+    vote: given.Vote = None,
     compat: given.Compat = None,
     rule: given.Rules = None,
     on_mismatch: given.OnMismatch = None,
@@ -89,7 +93,8 @@ def average(
         output, greedy, evaluate, maximize, minimize, field, accept, min_delta, timeout, on_failure, journal, passes
     )
     choice = Choice(last, best, metric, lower, higher, min_step, max_step)
-    settings = methods.settings(method, weights, decay=decay, t=t, scale=scale, compat=compat)
+    numbers = {"decay": decay, "t": t, "scale": scale, "density": density, "seed": seed}
+    settings = methods.settings(method, weights, **numbers, trim_scope=trim_scope, vote=vote, compat=compat)
     asked = Recipe(
         settings,
         (),

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from wtool.ops.average import Averaged
     from wtool.ops.linear import Combine
 
-METHODS = ("mean", "weighted", "swa", "ema", "lerp", "slerp", "task", "model-stock")
-BASED = ("task", "model-stock")  # they need a base
+THINNED = ("ties", "dare", "dare-ties")
+METHODS = ("mean", "weighted", "swa", "ema", "lerp", "slerp", "task", *THINNED, "model-stock")
+BASED = ("task", *THINNED, "model-stock")  # they need a base
 COMPATS = ("paper", "mergekit", "peft")
 
 _TAKES = {  # which settings mean something to which methods
-    "weights": ("weighted", "task"),
+    "weights": ("weighted", "task", *THINNED),
     "decay": ("ema",),
     "t": ("lerp", "slerp"),
-    "scale": ("task",),
-    "compat": ("slerp", "model-stock"),
+    "scale": ("task", *THINNED),
+    "density": THINNED,
+    "seed": ("dare", "dare-ties"),
+    "trim_scope": ("ties",),
+    "vote": ("ties", "dare-ties"),
+    "compat": ("slerp", *THINNED, "model-stock"),
 }
 _KNOWN = {"slerp": ("mergekit", "paper"), "model-stock": ("paper", "mergekit")}  # compats, the default first
 
@@ -37,6 +42,10 @@ class Settings:
     decay: float | None = None
     t: float | None = None
     scale: float | None = None
+    density: float | None = None
+    seed: int | None = None
+    trim_scope: str | None = None
+    vote: str | None = None
     compat: str | None = None
 
     def data(self) -> dict[str, Any]:
@@ -72,12 +81,14 @@ def method(said: Settings, count: int, *, based: bool) -> Combine:
         raise UsageError(f"there is no method '{name}'", hint="one of " + ", ".join(METHODS))
     for option, names in _TAKES.items():
         if getattr(said, option) is not None and name not in names:
-            raise UsageError(f"--{option} means nothing to {name}", hint=f"it is for {', '.join(names)}")
-    if said.compat is not None and said.compat not in _KNOWN[name]:
-        raise UsageError(f"{name} has no '{said.compat}'", hint="--compat " + " or ".join(_KNOWN[name]))
+            said_as = option.replace("_", "-")
+            raise UsageError(f"--{said_as} means nothing to {name}", hint=f"it is for {', '.join(names)}")
+    known = _KNOWN.get(name, COMPATS)
+    if said.compat is not None and said.compat not in known:
+        raise UsageError(f"{name} has no '{said.compat}'", hint="--compat " + " or ".join(known))
     if said.weights is not None and len(said.weights) != count:
         raise UsageError(f"there are {len(said.weights)} weights for {count} inputs")
-    for option in ("decay", "t", "scale"):
+    for option in ("decay", "t", "scale", "density"):
         if not isfinite(getattr(said, option) or 0.0):
             raise UsageError(f"--{option} is not finite")
     if name in BASED and not based:
@@ -96,21 +107,38 @@ def method(said: Settings, count: int, *, based: bool) -> Combine:
         return linear.lerp(said.t) if name == "lerp" else linear.Slerp(said.t, raw=said.compat != "paper")
     if name == "task":
         return linear.task(said.weights or (1.0,) * count, 1.0 if said.scale is None else said.scale)
+    if name in THINNED:
+        return _thinned(said, count)
     if name == "model-stock":
         return linear.ModelStock(count, beyond=said.compat == "mergekit")
     return linear.mean(count)
 
 
+def _thinned(said: Settings, count: int) -> Combine:
+    from wtool.ops.dare import dare
+    from wtool.ops.ties import ties
+
+    if said.density is None:
+        raise UsageError(f"{said.method} needs --density, the share of the differences that is kept", hint="such as 0.2")
+    weights, scale = said.weights or (1.0,) * count, 1.0 if said.scale is None else said.scale
+    if said.method == "ties":
+        return ties(weights, said.density, scale, compat=said.compat, scope=said.trim_scope, vote=said.vote)
+    elect = said.method == "dare-ties"
+    return dare(weights, said.density, scale, seed=said.seed or 0, compat=said.compat, elect=elect, vote=said.vote)
+
+
 def two_passes(combine: Combine) -> bool:
     """Whether the values must be read once before any can be written."""
     from wtool.ops.linear import ModelStock, Slerp
+    from wtool.ops.ties import Thinned
 
-    return isinstance(combine, (Slerp, ModelStock))
+    return isinstance(combine, (Slerp, ModelStock)) or (isinstance(combine, Thinned) and combine.unready)
 
 
 def prepared(combine: Combine, run: Callable[[Combine], Averaged], jobs: int, console: Console) -> Combine:
     """The method with what it must know of the values filled in, by a first pass over them. `run` plans with a method."""
     from wtool.ops.linear import ModelStock, Slerp
+    from wtool.ops.ties import Thinned
 
     if isinstance(combine, (Slerp, ModelStock)):
         from wtool.analysis.gram import Noting, grams
@@ -120,6 +148,13 @@ def prepared(combine: Combine, run: Callable[[Combine], Averaged], jobs: int, co
         total = sum(part.nbytes for one in noting.asked for part in (*one.parts.values(), *((one.base,) if one.base else ())))
         with console.progress("measuring", total) as advance:
             return replace(combine, grams=grams(noting.asked, jobs=jobs, progress=advance))
+    if isinstance(combine, Thinned):
+        from wtool.analysis import thinning
+
+        noted = thinning.Noting(combine)
+        run(noted)
+        with console.progress("looking", noted.nbytes) as advance:
+            return thinning.prepared(combine, noted.asked, jobs=jobs, progress=advance)
     return combine
 
 

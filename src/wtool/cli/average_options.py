@@ -35,14 +35,40 @@ Decay = Annotated[float | None, typer.Option("--decay", metavar="D", help="Of em
 T = Annotated[float | None, typer.Option("--t", metavar="T", help="Of lerp and slerp: 0 is the first input, 1 the second.")]
 Base = Annotated[str | None, typer.Option("--base", metavar="SRC", help="What the inputs were trained from.")]
 Scale = Annotated[
-    float | None, typer.Option("--scale", metavar="X", help="Of task: times the sum of differences from the base. Default 1.")
+    float | None,
+    typer.Option("--scale", metavar="X", help="Of task, ties and dare: times what is added to the base. Default 1."),
+]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", metavar="D", help="Of ties and dare: the share of the differences that is kept, such as 0.2."),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Of dare: which differences are dropped follows from it. Default 0.")
+]
+TrimScope = Annotated[
+    str | None,
+    typer.Option(
+        "--trim-scope",
+        metavar="SCOPE",
+        help="Of ties: the largest differences of each tensor (default) or of the whole model (with --compat paper).",
+        autocompletion=options.one_of("tensor", "model"),
+    ),
+]
+Vote = Annotated[
+    str | None,
+    typer.Option(
+        "--vote",
+        metavar="KIND",
+        help="Of ties and dare-ties: the sign of the sum of the differences, mass (default), or of most of them, frequency.",
+        autocompletion=options.one_of("mass", "frequency"),
+    ),
 ]
 Compat = Annotated[
     str | None,
     typer.Option(
         "--compat",
         metavar="NAME",
-        help="Where tools differ, whose way: paper or mergekit. slerp: mergekit (default) takes the vectors as they are, "
+        help="Where tools differ, whose way: paper, mergekit or (ties, dare) peft. slerp: mergekit (default) takes the vectors as they are, "
         "paper their directions; model-stock: mergekit goes beyond the base where inputs point apart.",
         autocompletion=options.one_of(*COMPATS),
     ),

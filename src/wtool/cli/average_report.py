@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SCHEMA = "wtool.average/1"
 _PIECE = 1 << 17  # bytes of an input in f64 that are worked on at a time
 _ROWS = 40
+_NUMBERS = ("decay", "t", "scale", "density", "seed", "trim_scope", "vote", "compat")  # that a method may have been told
 
 
 def average_report(
@@ -112,7 +113,7 @@ def _inputs(data: dict[str, Any]) -> Table:
 
 
 def _facts(data: dict[str, Any], dry: bool) -> Facts:
-    options = {k: v for k, v in data["recipe"].items() if k in ("decay", "t", "scale", "compat", "density", "seed")}
+    options = {name.replace("_", "-"): value for name, value in data["recipe"].items() if name in _NUMBERS}
     rows = [("method", " ".join([data["method"], *(f"{name} {value}" for name, value in options.items())]))]
     if data["base"] is not None:
         rows.append(("base", data["base"]["path"]))

@@ -50,6 +50,11 @@ class Thinned:
         """What a first pass must fill in: cuts, factors or nothing."""
         return ""
 
+    @property
+    def unready(self) -> bool:
+        """Whether a first pass must come before values can be made."""
+        return bool(self.needs) or self.majority
+
     def __call__(
         self,
         key: str,
