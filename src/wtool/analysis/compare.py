@@ -82,6 +82,8 @@ def _sound(squares: float) -> bool:
 def pooled(comparisons: Iterable[Comparison]) -> Comparison:
     """The comparison of all the values together; of none, it has no measures."""
     some = list(comparisons)
+    if len(some) == 1:
+        return some[0]
     sums = ("elements", "finite", "differing", "nonfinite", "sum_abs", "squares_a", "squares_b", "squares_d", "products")
     return Comparison(
         cast=bool(some) and all(one.cast for one in some),
@@ -138,7 +140,7 @@ def compare_all(
         if place in differing and part is not None:
             parts.setdefault(place, []).append(part)
     for place, some in parts.items():
-        answers[place] = some[0] if len(some) == 1 else pooled(some)
+        answers[place] = pooled(some)
     for place, earlier in again:
         answers[place] = answers[earlier]
     return answers

@@ -114,7 +114,9 @@ def diff(
 
 def _turned(a: LazyTensor, b: LazyTensor) -> tuple[int, ...] | None:
     """The order in which A's axes are B bit for bit, if there is one that moves an axis longer than one."""
-    if a.dtype is not b.dtype or _turnable(a) is None or _turnable(a) != _turnable(b):
+    if a.dtype is not b.dtype or (a.shape == b.shape and len(set(a.shape)) == len(a.shape)):
+        return None
+    if _turnable(a) is None or _turnable(a) != _turnable(b):
         return None
     for order in permutations(range(len(a.shape))):
         real = [axis for axis in order if a.shape[axis] != 1]
