@@ -20,8 +20,8 @@ from wtool.kernels.rounding import narrow as narrow
 Array = NDArray[Any]
 Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
-PIECE = 1 << 14  # elements worked on at a time: all inputs in f64, and the sum, stay in the second cache
-_ROOM = 1 << 17  # elements of all inputs together
+PIECE = 1 << 15  # elements worked on at a time: few enough for the caches, and so many that Python does not count
+_ROOM = 1 << 18  # elements of all inputs together
 _ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _SLOT = 32  # of the first input's scratch array; the sum and a term lie below
 _EXACT = 2.0**53
@@ -172,9 +172,14 @@ def real(row: DType) -> DType:
 def wide(block: Array, source: DType, slot: int) -> Array:
     """The values (at most buffers.CHUNK) as f64, in this thread's scratch array `slot`, which the next call may overwrite."""
     found = scratch("f8", len(block), slot)
-    if source.floating and source.bits <= 16 and source.name != "bf16":
+    if source.floating and source.bits <= 16:
         single = scratch("f4", len(block), _SLOT - 1)
-        route(source, _F32)(block, single)
+        if source.name == "bf16":  # on integers: ml_dtypes' cast does not let other threads run
+            bits = single.view(np.uint32)
+            np.copyto(bits, block.view(np.uint16))
+            np.left_shift(bits, np.uint32(16), out=bits)
+        else:
+            route(source, _F32)(block, single)
         block = single
     np.copyto(found, block.view(np.uint8) if source.kind == "bool" else block, casting="unsafe")
     return found

@@ -17,8 +17,9 @@ from wtool.kernels.cast import route
 
 Array = NDArray[Any]
 
-_F32, _F64 = dtype("f32"), dtype("f64")
+_F64, _F32, _BF16 = map(dtype, ("f64", "f32", "bf16"))
 _LOW = np.uint32(0xFFF)  # bits of an f32 that are zero wherever it lies half way between two of any narrower dtype
+_BELOW, _HALF, _NONE = np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0)  # of bf16: exactly half of a last place
 _FEW = 64  # of more than one in so many, all are looked at
 
 
@@ -37,8 +38,8 @@ def narrow(values: Array, out: Array, target: DType) -> None:
             exact = values[first : first + CHUNK]
             single, low, half = scratch("f4", len(exact), 20), scratch("u4", len(exact), 21), scratch("?", len(exact), 22)
             np.copyto(single, exact, casting="same_kind")
-            np.bitwise_and(single.view(np.uint32), _LOW, out=low)
-            np.equal(low, 0, out=half)
+            np.bitwise_and(single.view(np.uint32), _BELOW if target is _BF16 else _LOW, out=low)
+            np.equal(low, _HALF if target is _BF16 else _NONE, out=half)
             count = np.count_nonzero(half)
             if count > len(exact) // _FEW:  # as of the mean of two bf16, which f32 holds
                 wide = scratch("f8", len(exact), 23)
@@ -47,7 +48,22 @@ def narrow(values: Array, out: Array, target: DType) -> None:
                 count = np.count_nonzero(half)
             if count:
                 _to_odd(single, exact, np.flatnonzero(half))
-            route(_F32, target)(single, out[first : first + CHUNK])
+            piece = out[first : first + CHUNK]
+            if target is _BF16 and not np.isnan(np.dot(single, single)):
+                _upper(single, piece)
+            else:
+                route(_F32, target)(single, piece)
+
+
+def _upper(single: Array, out: Array) -> None:
+    """f32 that are no NaN to bf16, on integers: ml_dtypes' cast does not let other threads run."""
+    bits, odd = single.view(np.uint32), scratch("u4", len(single), 21)
+    np.right_shift(bits, np.uint32(16), out=odd)
+    np.bitwise_and(odd, np.uint32(1), out=odd)
+    np.add(bits, odd, out=bits)
+    np.add(bits, np.uint32(0x7FFF), out=bits)
+    np.right_shift(bits, np.uint32(16), out=bits)
+    np.copyto(out.view(np.uint16), bits, casting="unsafe")
 
 
 def _to_odd(single: Array, exact: Array, some: Array) -> None:

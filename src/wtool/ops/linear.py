@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PARALLEL = 0.9995  # a cosine beyond which slerp is lerp, in mergekit and in the code that most have copied
 _FLAT = 1e-6  # of model stock: a denominator below it gives the base, as in mergekit
+_SHORT = 1e-6  # of mergekit's model stock: the least product of lengths
 _EPSILON = 1e-8  # of mergekit: vectors that are shorter are not normalized
 
 Gram = tuple[tuple[float, ...], ...]  # dot products of the inputs that take part, in f64
@@ -207,13 +208,21 @@ class ModelStock:
 
 
 def stock(gram: Gram, beyond: bool) -> float:
-    """The ratio t of model stock; 0 where a difference is zero and has no direction, or only one input has the tensor."""
+    """The ratio t of model stock; 1 where only one input has the tensor.
+
+    A difference that is zero is at right angles to all others, as in mergekit, which takes a product of lengths of less than
+    1e-6 for that.
+    """
     count = len(gram)
-    lengths = [sqrt(row[place]) for place, row in enumerate(gram)]
-    if count < 2 or not all(lengths):
-        return 0.0 if not all(lengths) else 1.0
-    pairs = [(one, two) for one in range(count) for two in range(one)]
-    cosine = fsum(max(-1.0, min(1.0, gram[a][b] / lengths[a] / lengths[b])) for a, b in pairs) / len(pairs)
+    if count < 2:
+        return 1.0
+    cosines = []
+    for one in range(count):
+        for two in range(one):
+            lengths = sqrt(gram[one][one]) * sqrt(gram[two][two])
+            lengths = max(lengths, _SHORT) if beyond else lengths
+            cosines.append(max(-1.0, min(1.0, gram[one][two] / lengths)) if lengths else 0.0)
+    cosine = fsum(cosines) / len(cosines)
     below = 1.0 + (count - 1) * cosine
     if abs(below) < _FLAT or (cosine < 0.0 and not beyond):
         return 0.0
