@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from wtool.cli import commands as mounted
 from wtool.cli.app import application, prepared
 from wtool.dtypes import BY_NAME
 from wtool.errors import WtoolError
@@ -83,14 +84,14 @@ def written_commands(page: Path) -> list[list[str]]:
 def commands() -> dict[str, Any]:
     """Every command by the words that call it: `convert`, `map list`."""
 
-    def below(group: Any, words: str) -> Iterator[tuple[str, Any]]:
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
-                yield from below(command, f"{words}{name} ")
+    def below(group: Mapping[str, Any], words: str) -> Iterator[tuple[str, Any]]:
+        for name, found in group.items():
+            if hasattr(found, "commands"):
+                yield from below(found.commands, f"{words}{name} ")
             else:
-                yield words + name, command
+                yield words + name, found
 
-    return dict(below(get_command(application()), ""))
+    return dict(below({name: mounted.command(name) for name in mounted.COMMANDS}, ""))
 
 
 def options(command: Any) -> set[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wtool.cli.commands import COMMANDS, command
+
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 # What no question needs. concurrent.futures brings logging; the rest are packages or large parts of the standard library.
@@ -76,3 +78,15 @@ def test_the_library_costs_nothing_to_import() -> None:
     assert set(out.split()) <= {"wtool", "__future__", "typing", "collections", "functools", "contextlib", "re", "copyreg"} | {
         name for name in out.split() if name.startswith(("_", "collections.", "re.", "typing.", "enum", "operator", "types"))
     } | {"keyword", "reprlib", "itertools", "warnings"}
+
+
+def test_a_command_imports_no_other() -> None:
+    _, modules = imported(["inspect", str(FIXTURES / "safetensors/single/model.safetensors")])
+    assert not {f"wtool.cli.{name}" for name in COMMANDS if name != "inspect"} & modules
+    _, modules = imported(["--help"])
+    assert not {f"wtool.cli.{name}" for name in COMMANDS} & modules
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_line_of_a_command_is_its_own(name: str) -> None:
+    assert " ".join(command(name).help.split("\n\n")[0].split()) == COMMANDS[name]

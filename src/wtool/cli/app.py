@@ -1,4 +1,4 @@
-"""The `wtool` command: mounts the commands, and turns whatever happens into an exit code and at most two lines."""
+"""The `wtool` command: turns whatever happens into an exit code and at most two lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ from typing import Annotated
 
 import typer
 
-from wtool.cli.average import average
-from wtool.cli.changelog import changelog
+from wtool.cli.commands import SETTINGS, Commands, announce
 from wtool.cli.console import ClosedPipe, Console, show_error
-from wtool.cli.convert import convert
-from wtool.cli.diff import diff
-from wtool.cli.git import application as git
-from wtool.cli.inspect import inspect
-from wtool.cli.map import application as mapping
 from wtool.errors import UsageError, WtoolError
 
-_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERIFY = ("digest", "framework", "none")
 
 
@@ -48,23 +41,18 @@ class _NoMemory(WtoolError):
 
 
 def application() -> typer.Typer:
-    """All commands, mounted."""
+    """The command line. A command is imported when it is called."""
     app = typer.Typer(
         name="wtool",
+        cls=Commands,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=True,
-        context_settings=_HELP,
+        context_settings=SETTINGS,
         help="Look into and convert neural-network checkpoints. Never runs code from a file.",
     )
     app.callback()(_root)
-    app.command("inspect", context_settings=_HELP)(inspect)
-    app.command("convert", context_settings=_HELP)(convert)
-    app.command("diff", context_settings=_HELP)(diff)
-    app.command("average", context_settings=_HELP)(average)
-    app.command("changelog", context_settings=_HELP)(changelog)
-    app.add_typer(git(_HELP), name="git")
-    app.add_typer(mapping(_HELP), name="map")
+    announce(app)
     return app
 
 
