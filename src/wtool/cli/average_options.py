@@ -68,8 +68,8 @@ Compat = Annotated[
     typer.Option(
         "--compat",
         metavar="NAME",
-        help="Where tools differ, whose way: paper, mergekit or (ties and dare) peft. slerp: mergekit (default) takes the vectors "
-        "as they are, paper their directions; model-stock: mergekit goes beyond the base where inputs point apart.",
+        help="Where tools differ, whose way: paper, mergekit or (ties and dare) peft. slerp: mergekit (default) takes the "
+        "vectors as they are, paper their directions; model-stock: mergekit goes beyond the base where inputs point apart.",
         autocompletion=options.one_of(*COMPATS),
     ),
 ]
