@@ -43,7 +43,10 @@ Density = Annotated[
     typer.Option("--density", metavar="D", help="Of ties and dare: the share of the differences that is kept, such as 0.2."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Of dare: which differences are dropped follows from it. Default 0.")
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", help="Of dare: what is dropped follows from it, the key and the place of the input. Default 0."
+    ),
 ]
 TrimScope = Annotated[
     str | None,
