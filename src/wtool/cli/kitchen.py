@@ -85,15 +85,16 @@ class Kitchen:
         if os.path.realpath(path) in {os.path.realpath(one) for one in (self._output, *plan.paths)}:
             raise UsageError("the journal cannot be the output", path=path)
         limit = most(len(every), self._order.passes)
+        made = self._made(averaged, plan)
         if dry_run:
             entries = read_journal(path, SCHEMA)
             self._scores = Scores(self._order, entries)
+            self._scores.notice(made, path, self._console)
             known = sum(self._key((one,), self._output)[0] in self._scores.found for one in every) if entries else 0
             return Story(self._order, self._names, self._digests, {}, None, known, limit)
         with Journal(path, SCHEMA) as self._journal, scratch(self._output) as self._scratch:
             self._scores = Scores(self._order, self._journal.entries)
-            made = self._made(averaged, plan)
-            self._scores.notice(made, self._journal, self._console)
+            self._scores.notice(made, path, self._console)
             self._note("run", every, made=made)
             self._console.note(
                 f"at most {limit} evaluations of {len(every)} inputs and their soups; scores are kept in {path}"
@@ -106,6 +107,8 @@ class Kitchen:
         return Story(self._order, self._names, self._digests, self._told, soup, known, limit)
 
     def _score(self, numbers: tuple[int, ...], tried: int, round: int) -> float | None:
+        if numbers in self._told:  # in an earlier pass
+            return self._told[numbers].score
         name = self._names[tried]
         what = name if round == 0 else f"with {name}"
         twin = self._twin(tried) if round == 0 else None
@@ -164,6 +167,8 @@ class Kitchen:
         path = self._names[number]
         whole = open_checkpoint(path, section="all")
         alike = whole.source.format == plan.format and os.path.isdir(path) == self._folder
+        if not self._folder:  # an index of shards, or one of TensorFlow's files, is not what a soup would be
+            alike = alike and len(whole.source.files) == len(plan.paths) and not path.endswith(".index")
         return alike and dict(whole.tensors) == dict(plan.checkpoint.tensors)
 
     def _made(self, averaged: Averaged, plan: SavePlan) -> str:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from wtool.checkpoint import Checkpoint
     from wtool.cli.console import Console
     from wtool.cli.soup import Order
-    from wtool.journal import Journal
 
 SCHEMA = "wtool.soup/1"
 _PIECE = 1 << 20
@@ -75,7 +74,7 @@ class Scores:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return {"kind": kind, "at": at, **self._said, "ingredients": parts, **more}
 
-    def notice(self, made: str, journal: Journal, console: Console) -> None:
+    def notice(self, made: str, path: str, console: Console) -> None:
         """Say what is not as it was when the journal was last used. `made` is of all ingredients together."""
         last, now = self._last, self._said
         if last is None:
@@ -83,14 +82,14 @@ class Scores:
         for name, what in (("command", "ran"), ("field", "read the field")):
             if last.get(name) != now[name]:
                 text = f"the last run {what} '{last.get(name)}': its scores are not used for '{now[name]}'"
-                console.warn(text, journal.path)
+                console.warn(text, path)
                 return
         if last.get("objective") != now["objective"]:
             text = f"the last run was to {last.get('objective')}; its scores are used to {now['objective']}"
-            console.warn(text, journal.path)
+            console.warn(text, path)
         if last.get("made") != made:
             text = "inputs or options differ from those of the last run: soups that are made otherwise are scored again"
-            console.warn(text, journal.path)
+            console.warn(text, path)
 
 
 def digest_of(checkpoint: Checkpoint) -> str:
