@@ -140,7 +140,7 @@ def test_options_in_prose_exist(page: Path) -> None:
 def test_every_command_and_option_is_in_the_readme() -> None:
     text = README.read_text()
     for name, command in commands().items():
-        assert f"wtool {name} " in text
+        assert re.search(rf"wtool {name}\b", text), name
         missing = {option for option in options(command) if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)}
         assert not missing, f"{name}: {missing}"
 
