@@ -458,10 +458,10 @@ def test_what_has_changed_is_noticed(bench: Path, capsys: Captured) -> None:
     # Another command, another field: nothing of before counts.
     argv = [f"{word} #" if word == COMMAND else word for word in GREEDY]
     code, _, err = answer(capsys, *argv, "--force")
-    assert code == 0 and "its scores are not used for" in err and len(calls()) == 7
+    assert code == 0 and "the last run was with the command" in err and len(calls()) == 7
     argv = ["value" if word == "near" else word for word in argv]
     code, _, err = answer(capsys, *argv, "--force")
-    assert code == 0 and "read the field 'near'" in err and len(calls()) == 7
+    assert code == 0 and "was with the field 'near'" in err and len(calls()) == 7
     # Soups of another dtype are other soups.
     code, _, err = answer(capsys, *argv, "--force", "--include", "w")
     assert code == 0 and "made otherwise" in err and len(calls()) == 7

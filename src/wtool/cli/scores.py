@@ -77,12 +77,12 @@ class Scores:
     def notice(self, made: str, path: str, console: Console) -> None:
         """Say what is not as it was when the journal was last used. `made` is of all ingredients together."""
         last, now = self._last, self._said
-        if last is None:
+        if last is None or not self.found:
             return
-        for name, what in (("command", "ran"), ("field", "read the field")):
+        for name in ("command", "field"):
             if last.get(name) != now[name]:
-                text = f"the last run {what} '{last.get(name)}': its scores are not used for '{now[name]}'"
-                console.warn(text, path)
+                was, is_ = (f"the {name} '{one}'" if one is not None else f"no {name}" for one in (last.get(name), now[name]))
+                console.warn(f"the last run was with {was}: its scores are not used with {is_}", path)
                 return
         if last.get("objective") != now["objective"]:
             text = f"the last run was to {last.get('objective')}; its scores are used to {now['objective']}"

@@ -66,11 +66,17 @@ OnFailure = Annotated[
 ]
 JournalFile = Annotated[
     str | None,
-    typer.Option("--journal", metavar="FILE", help="Of --greedy: where scores are kept. Default DST.soup.jsonl."),
+    typer.Option(
+        "--journal",
+        metavar="FILE",
+        help="Of --greedy: where scores are kept, DST.soup.jsonl by default; remove it when what COMMAND reads has changed.",
+    ),
 ]
 Passes = Annotated[
     int | None,
-    typer.Option("--passes", metavar="K", min=1, help="Of --greedy: how often to try again what was left out. Default 1."),
+    typer.Option(
+        "--passes", metavar="K", min=1, help="Of --greedy: 2 tries once more what was left out, and so on. Default 1."
+    ),
 ]
 
 
