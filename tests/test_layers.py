@@ -53,6 +53,7 @@ SHARED = {
         "changelog",
         "listing",
         "select",
+        "search",
     },
     "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {

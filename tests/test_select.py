@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wtool.analysis.select import largest
+from wtool import views
+from wtool.analysis.select import Own, largest
+from wtool.bytesource import MemoryBytes
+from wtool.dtypes import dtype
+from wtool.errors import NotFiniteError
+from wtool.tensor import LazyTensor
 
 Array = NDArray[Any]
 
@@ -130,3 +135,26 @@ def test_a_mask_is_cut_where_the_runs_are() -> None:
         for at in range(0, 5, run):
             keep(at, thinned[at : at + run])
         assert thinned.tolist() == [2.0, 0.0, 2.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["f4", "f2", "bfloat16", "i2"])
+def test_the_values_of_tensors_themselves(kind: str) -> None:
+    """As pruning cuts them: over several tensors, one of them lying transposed."""
+    rng = np.random.default_rng(1)
+    unit = dtype({"f4": "f32", "f2": "f16", "bfloat16": "bf16", "i2": "i16"}[kind])
+    arrays = {key: (rng.standard_normal(shape) * 30).astype(unit.numpy()) for key, shape in (("a", (300, 200)), ("b", (7,)))}
+    tensors = {k: LazyTensor.contiguous(k, unit, v.shape, MemoryBytes(v.tobytes()), 0) for k, v in arrays.items()}
+    tensors["a"], arrays["a"] = views.transpose(tensors["a"], (1, 0)), arrays["a"].T
+    for rank in (1, 5000, 60_000):
+        found = largest([Own(tensor, "file") for tensor in tensors.values()], {0: rank}, room=1 << 16, jobs=2)
+        values = np.concatenate([np.abs(array.astype("f8")).reshape(-1) for array in arrays.values()])
+        mask = np.concatenate([found[0, k].mask(0, np.abs(v.astype("f8")).reshape(-1)) for k, v in arrays.items()])
+        assert np.flatnonzero(mask).tolist() == sorted(np.argsort(-values, kind="stable")[:rank].tolist())
+
+
+def test_what_is_not_finite_is_named() -> None:
+    values = np.array([1.0, np.nan, 2.0])
+    tensor = LazyTensor.contiguous("k", dtype("f64"), (3,), MemoryBytes(values.tobytes()), 0)
+    with pytest.raises(NotFiniteError, match="'k' holds NaN") as error:
+        largest([Own(tensor, "file")], {0: 1})
+    assert error.value.path == "file"

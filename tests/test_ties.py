@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from thinned import Table, checkpoint, merged, peer
 
+from wtool import views
 from wtool.analysis.spread import Spread
 from wtool.analysis.thinning import Noting, prepared
 from wtool.dtypes import dtype
@@ -230,6 +231,19 @@ def test_neither_threads_nor_the_order_of_tensors_change_a_bit() -> None:
     for scope in ("tensor", "model"):
         expected = merged(ties([1.0] * 3, 0.3, scope=scope), base, inputs)
         same(merged(ties([1.0] * 3, 0.3, scope=scope), turned[0], turned[1:], jobs=4), expected)
+
+
+def test_neither_blocks_nor_the_way_values_lie_change_a_bit() -> None:
+    base, one = tables(5, 1, {"k": (120, 300)}, "bf16", 1e-2)
+    expected = merged(ties([1.0], 0.3), base, [one])["k"]
+    turned = checkpoint({"k": np.ascontiguousarray(one["k"].T)})
+    lying = replace(turned, tensors={"k": views.transpose(turned["k"], (1, 0))})
+    noting = Noting(ties([1.0], 0.3))
+    average([lying], ["x"], noting, base=checkpoint(base))
+    found = average([lying], ["x"], prepared(noting.method, noting.asked), base=checkpoint(base)).checkpoint["k"]
+    for nbytes in (100, 4098, 1 << 20):
+        assert b"".join(block.tobytes() for block in found.blocks(nbytes)) == expected.tobytes()
+    assert found.flat(10_001, 20_002).tobytes() == expected.reshape(-1)[10_001:20_002].tobytes()
 
 
 def test_inputs_of_unlike_dtypes() -> None:

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wtool.analysis.parallel import each
+from wtool.analysis.search import Bins, Search, places
+from wtool.kernels.combine import PIECE, blame, wide
 from wtool.kernels.trim import ALL, NONE, Keep
+from wtool.tensor import LazyTensor
 
 Array = NDArray[Any]
 
 ROOM = 24 << 20  # bytes of gathered values and bins, however many columns and threads there are
 _BINS = 16  # bits of the number of bins, where there is room
 _GATHERED = 16  # bytes of a gathered value: its bits and its place
-_TOP = (0x7FF << 52) + 1  # above the bits of infinity
+_SLOT = 77  # a scratch array
 
 
 class Magnitudes(Protocol):
@@ -47,105 +50,31 @@ class Magnitudes(Protocol):
         ...
 
 
-@dataclass
-class _Search:
-    """What is known of the `rank`-th largest of one column: its bits are in [low, high), where there are `inside` values."""
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The magnitudes of a tensor's own values, as one column. NotFiniteError names `name`, what the tensor came from."""
 
-    rank: int
-    inside: int
-    low: int = 0
-    high: int = _TOP
-    above: int = 0  # values whose bits are `high` or more
-    found: int | None = None  # its bits
-    greater: int = 0
-    equal: int = 0
-    places: dict[str, Array] | None = None  # by key, where the equal ones are; None: not known
+    tensor: LazyTensor
+    name: str
+    columns: Sequence[int] = (0,)
 
-    def narrow(self, counts: Array, start: int, shift: int) -> None:
-        """Learn from a histogram: `counts` of the values below `start`, of bins of 2**shift from there on, and of the rest."""
-        rising = np.cumsum(counts[::-1])
-        place = int(np.searchsorted(rising, self.rank - self.above))
-        at = len(counts) - 1 - place
-        self.inside = int(counts[at])
-        self.above += int(rising[place]) - self.inside
-        if at < len(counts) - 1:
-            self.high = min(self.high, start + (at << shift))
-        if at:
-            self.low = max(self.low, start + (at - 1 << shift))
-        if self.high - self.low == 1:
-            self.settle(self.low, self.above, self.inside)
+    @property
+    def key(self) -> str:
+        return self.tensor.key
 
-    def settle(self, bits: int, greater: int, equal: int) -> None:
-        self.found, self.greater, self.equal = bits, greater, equal
+    @property
+    def elements(self) -> int:
+        return self.tensor.elements
 
-    def settle_among(self, values: Array, counts: Array) -> None:
-        """Learn from all values in [low, high), rising, and how many there are of each."""
-        rising = np.cumsum(counts[::-1])
-        place = int(np.searchsorted(rising, self.rank - self.above))
-        at = len(values) - 1 - place
-        self.settle(int(values[at]), self.above + int(rising[place] - counts[at]), int(counts[at]))
-
-
-@dataclass
-class _Bins:
-    """A histogram of bits, filled piece by piece. With `few`, also all values in range as long as they are of few kinds."""
-
-    start: int
-    shift: int
-    low: int
-    high: int
-    bits: int
-    few: int = 0
-    counts: Array = field(init=False)
-    held: list[Array] = field(default_factory=list)
-    waiting: int = 0
-    ends: tuple[Array, Array] | None = None
-    kinds: tuple[Array, Array] | None = None
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((1 << self.bits) + 2, np.int64)
-        if self.few:
-            self.kinds = np.empty(0, np.int64), np.empty(0, np.int64)
-
-    def add(self, bits: Array) -> None:
-        if self.low or self.high != _TOP:
-            bits = _within(bits, self.low, self.high)
-            if not len(bits):
-                return
-            if self.kinds is not None:
-                self.held.append(bits)
-                self.waiting += len(bits)
-                if self.waiting >= self.few:
-                    self.merge()
-        place = bits - self.start
-        np.right_shift(place, self.shift, out=place)
-        if self.ends is None or len(self.ends[0]) < len(place):  # clipped by arrays: by single values numpy is slow
-            self.ends = np.full(len(place), -1), np.full(len(place), len(self.counts) - 2)
-        np.maximum(place, self.ends[0][: len(place)], out=place)
-        np.minimum(place, self.ends[1][: len(place)], out=place)
-        np.add(place, 1, out=place)
-        np.add.at(self.counts, place, 1)
-
-    def merge(self, *others: tuple[Array, Array]) -> None:
-        """Count the held values by kind, and those of others; forget all if there are too many."""
-        if self.kinds is None:
-            return
-        parts = [np.unique(part, return_counts=True) for part in self.held]
-        parts += [self.kinds, *others]
-        values, where = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, where.reshape(-1), np.concatenate([part[1] for part in parts]))
-        self.held, self.waiting = [], 0
-        self.kinds = (values, counts) if len(values) <= self.few // 2 else None
-
-    def join(self, other: _Bins) -> None:
-        self.counts += other.counts
-        self.merge()
-        other.merge()
-        if other.kinds is None:
-            self.kinds = None
-        else:
-            self.merge(other.kinds)
+    def runs(self, columns: Sequence[int]) -> Iterator[tuple[int, list[Array]]]:
+        start = 0
+        for block in self.tensor.blocks():
+            for at in range(0, len(block), PIECE):
+                values = wide(block[at : at + PIECE], self.tensor.dtype, _SLOT)
+                blame(self.key, [self.name], [values])
+                np.abs(values, out=values)
+                yield start + at, [values.view(np.int64)] * len(columns)
+            start += len(block)
 
 
 def largest(
@@ -164,7 +93,7 @@ def largest(
     threads; `room` bounds the bytes held. `progress` is told of elements.
     """
     totals = {column: sum(s.elements for s in streams if column in s.columns) for column in ranks}
-    wanted = {column: _Search(rank, totals[column]) for column, rank in ranks.items() if 0 < rank < totals[column]}
+    wanted = {column: Search(rank, totals[column]) for column, rank in ranks.items() if 0 < rank < totals[column]}
     passes = _Passes(streams, wanted, jobs, room, progress)
     passes.run()
     keeps: dict[tuple[int, str], Keep] = {}
@@ -193,7 +122,7 @@ class _Passes:
     def __init__(
         self,
         streams: Sequence[Magnitudes],
-        wanted: Mapping[int, _Search],
+        wanted: Mapping[int, Search],
         jobs: int,
         room: int,
         progress: Callable[[int], None] | None,
@@ -224,22 +153,22 @@ class _Passes:
                     guesses[column] = (max(top - 13, 0) << 52, 52 + 4 - self._bits)
         return guesses
 
-    def _once(self, searches: Mapping[int, _Search], gather: set[int], guesses: Mapping[int, tuple[int, int]]) -> None:
-        free: list[dict[int, _Bins]] = []
-        made: list[dict[int, _Bins]] = []
+    def _once(self, searches: Mapping[int, Search], gather: set[int], guesses: Mapping[int, tuple[int, int]]) -> None:
+        free: list[dict[int, Bins]] = []
+        made: list[dict[int, Bins]] = []
         gathered: dict[tuple[int, str], tuple[Array, Array]] = {}
 
-        def bins() -> dict[int, _Bins]:
+        def bins() -> dict[int, Bins]:
             with self._lock:
                 if free:
                     return free.pop()
-                found: dict[int, _Bins] = {}
+                found: dict[int, Bins] = {}
                 for column, search in searches.items():
                     if column not in gather:
                         width = max((search.high - search.low - 1).bit_length() - self._bits, 0)
                         start, shift = guesses.get(column, (search.low, width))
                         few = 0 if column in guesses else self._few
-                        found[column] = _Bins(start, shift, search.low, search.high, self._bits, few)
+                        found[column] = Bins(start, shift, search.low, search.high, self._bits, few)
                 made.append(found)
                 return found
 
@@ -252,7 +181,7 @@ class _Passes:
             for start, parts in stream.runs(columns):
                 for column, bits in zip(columns, parts, strict=True):
                     if column in gather:
-                        held[column].append(_places(bits, start, searches[column]))
+                        held[column].append(places(bits, start, searches[column]))
                     else:
                         counted[column].add(bits)
                 self._tell(len(parts[0]))
@@ -260,8 +189,8 @@ class _Passes:
                 free.append(counted)
                 for column, some in held.items():
                     if some:
-                        values, places = zip(*some, strict=True)
-                        gathered[column, stream.key] = np.concatenate(values), np.concatenate(places)
+                        values, where = zip(*some, strict=True)
+                        gathered[column, stream.key] = np.concatenate(values), np.concatenate(where)
 
         each(self._streams, look, self._jobs)
         for column, search in searches.items():
@@ -277,7 +206,7 @@ class _Passes:
             else:
                 search.narrow(total.counts, total.start, total.shift)
 
-    def _finish(self, search: _Search, column: int, gathered: Mapping[tuple[int, str], tuple[Array, Array]]) -> None:
+    def _finish(self, search: Search, column: int, gathered: Mapping[tuple[int, str], tuple[Array, Array]]) -> None:
         keys = [stream.key for stream in self._streams if (column, stream.key) in gathered]
         values = np.concatenate([gathered[column, key][0] for key in keys])
         values.sort()
@@ -291,10 +220,10 @@ class _Passes:
         search = self._wanted[column]
         own = [stream for stream in self._streams if column in stream.columns]
         if search.places is not None:
-            for key, places in search.places.items():
-                if left <= len(places):
-                    return key, int(places[left - 1])
-                left -= len(places)
+            for key, where in search.places.items():
+                if left <= len(where):
+                    return key, int(where[left - 1])
+                left -= len(where)
         counts = [search.equal] if len(own) == 1 else each(own, lambda s: self._equal(s, column, search.found), self._jobs)
         for stream, count in zip(own, counts, strict=True):
             if left <= count:
@@ -313,16 +242,3 @@ class _Passes:
     def _tell(self, elements: int) -> None:
         if self._progress is not None:
             self._progress(elements)
-
-
-def _within(bits: Array, low: int, high: int) -> Array:
-    """Those in [low, high), in a new array."""
-    return bits[(bits >= low) & (bits < high)]
-
-
-def _places(bits: Array, start: int, search: _Search) -> tuple[Array, Array]:
-    """The values in the range of a search, and where they are."""
-    if not search.low and search.high == _TOP:
-        return bits.copy(), np.arange(start, start + len(bits))
-    where = np.flatnonzero((bits >= search.low) & (bits < search.high))
-    return bits[where], where + start
