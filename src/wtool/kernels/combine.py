@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wtool.dtypes import DType, dtype
 from wtool.errors import DtypeError, NotFiniteError
 from wtool.kernels.buffers import scratch
-from wtool.kernels.cast import Cast, route
+from wtool.kernels.cast import route
 from wtool.kernels.difference import same_bytes
 from wtool.kernels.rounding import narrow as narrow
 
@@ -144,23 +144,6 @@ def blame(key: str, names: Sequence[str], pieces: Sequence[Array]) -> None:
         if not np.isfinite(piece).all():
             what = "NaN" if np.isnan(piece).any() else "an infinity"
             raise NotFiniteError(f"'{key}' holds {what}", path=name, hint="leave the input or, with --exclude, the tensor out")
-
-
-def tell_distances(tell: Tell, numbers: tuple[int, ...], pieces: Sequence[Array], total: Array) -> None:
-    """Tell how far the last pieces, those of the inputs called `numbers`, lie from the outcome."""
-    term = scratch("f8", len(total), _SLOT - 2)
-    squares = []
-    for piece in pieces[len(pieces) - len(numbers) :]:
-        np.subtract(piece, total, out=term, dtype=np.float64, casting="unsafe")
-        squares.append(dot(term, term))
-    tell(numbers, squares, dot(total, total))
-
-
-def widened(block: Array, source: DType) -> Array:
-    """Values that numpy computes with: half types as f32, bool as 0 and 1."""
-    if source.floating and source.bits <= 16:
-        return Cast(source, _F32)(block, {})
-    return block.view(np.uint8) if source.kind == "bool" else block
 
 
 @cache
