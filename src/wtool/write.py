@@ -127,7 +127,7 @@ def run(
     gate = _Gate()
     checksum = plan.layout.checksum
     share = (memory or _MEMORY) // max(jobs, 1)
-    block = max(min(BLOCK, share // 4), 64 << 10)
+    block = max(min(BLOCK, share // 4), 64 << 10) & -64  # whole elements, or what is computed would be so twice
     stripe = max(min(STRIPE, share - 4 * block), block)
 
     def work(batch: Sequence[Job]) -> list[Done]:
