@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_combine import COMPLEX, PARTS, REAL, SMALL, block, oracle, plain
+from thinned import peer
 
 from wtool.analysis.gram import Noting, grams
 from wtool.analysis.spread import Spread
@@ -490,3 +491,39 @@ def test_distances_and_outliers() -> None:
     assert spread.distances == pytest.approx(exactly, rel=1e-6)
     assert spread.outliers == [4]
     assert Spread(2).distances == [None, None] and Spread(2).outliers == []
+
+
+MERGEKIT = """
+import torch
+from types import SimpleNamespace as Of
+from mergekit.merge_methods import model_stock, slerp
+a, b, c, base = (torch.from_numpy(given[name]) for name in ("a", "b", "c", "base"))
+for t in (0.1, 0.5, 0.9):
+    out[f"slerp {t}"] = slerp.slerp(torch.tensor([t]), a[None], b[None])[0].numpy()
+group = Of(base=Of(tensor=base), non_base=[Of(tensor=one) for one in (a, b, c)])
+out["stock"] = model_stock.model_stock_merge_method.implementation(group).numpy()
+group.non_base.pop()
+out["two"] = model_stock.model_stock_merge_method.implementation(group).numpy()
+"""
+
+
+def test_mergekit_gives_the_same(tmp_path: Any) -> None:
+    rng = np.random.default_rng(5)
+    base = rng.standard_normal(3000).astype("f4")
+    rows = {name: base + (rng.standard_normal(3000) * 0.5 - 0.2).astype("f4") for name in "abc"}
+    theirs = peer(MERGEKIT, tmp_path, base=base, **rows)
+    inputs = [checkpoint(name, {"w": ("f32", row)}) for name, row in rows.items()]
+    start = checkpoint("base", {"w": ("f32", base)})
+    ours = {f"slerp {t}": run(inputs[:2], Slerp(t)) for t in (0.1, 0.5, 0.9)}
+    for beyond in (False, True):
+        ours["stock"] = run(inputs, ModelStock(3, beyond=beyond), base=start)
+        ours["two"] = run(inputs[:2], ModelStock(2, beyond=beyond), base=start)
+        for name, found in ours.items():
+            assert np.allclose(values(found), theirs[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_mergekits_numbers() -> None:
+    # of mergekit 0.1.5, printed with four digits
+    a, b = [0.5, -1.25, 2.0, 0.125, -3.0], [1.5, 0.25, -1.0, 2.5, 0.75]
+    inputs = [checkpoint("a", {"w": ("f32", a)}), checkpoint("b", {"w": ("f32", b)})]
+    assert values(run(inputs, Slerp(0.3))) == pytest.approx([1.3320, -1.1195, 1.4596, 1.5074, -2.6038], abs=1e-4)
