@@ -54,7 +54,11 @@ class Search:
 
 @dataclass
 class Bins:
-    """A histogram of bits, filled piece by piece. With `few`, also all values in range as long as they are of few kinds."""
+    """A histogram of bits, filled piece by piece. With `few`, also all values in range as long as they are of few kinds.
+
+    Differences of half types fall into bins whose numbers are multiples of large powers of two, and those would share a
+    line of the cache: so bin i is counted in cell i ^ (i >> half of its bits).
+    """
 
     start: int
     shift: int
@@ -62,16 +66,22 @@ class Bins:
     high: int
     bits: int
     few: int = 0
-    counts: Array = field(init=False)
+    cells: Array = field(init=False)
     held: list[Array] = field(default_factory=list)
     waiting: int = 0
     ends: tuple[Array, Array] | None = None
     kinds: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros((1 << self.bits) + 2, np.int64)
+        self.cells = np.zeros(1 << self.bits + 1, np.int64)
         if self.few:
             self.kinds = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    @property
+    def counts(self) -> Array:
+        """Of the values below `start`, of each bin, and of the values above all bins."""
+        bins = np.arange((1 << self.bits) + 2)
+        return self.cells[bins ^ (bins >> self.bits // 2)]
 
     def add(self, bits: Array) -> None:
         if self.low or self.high != TOP:
@@ -86,11 +96,12 @@ class Bins:
         place = bits - self.start
         np.right_shift(place, self.shift, out=place)
         if self.ends is None or len(self.ends[0]) < len(place):  # clipped by arrays: by single values numpy is slow
-            self.ends = np.full(len(place), -1), np.full(len(place), len(self.counts) - 2)
+            self.ends = np.full(len(place), -1), np.full(len(place), 1 << self.bits)
         np.maximum(place, self.ends[0][: len(place)], out=place)
         np.minimum(place, self.ends[1][: len(place)], out=place)
         np.add(place, 1, out=place)
-        np.add.at(self.counts, place, 1)
+        np.bitwise_xor(place, place >> self.bits // 2, out=place)
+        np.add.at(self.cells, place, 1)
 
     def merge(self, *others: tuple[Array, Array]) -> None:
         """Count the held values by kind, and those of others; forget all if there are too many."""
@@ -105,7 +116,7 @@ class Bins:
         self.kinds = (values, counts) if len(values) <= self.few // 2 else None
 
     def join(self, other: Bins) -> None:
-        self.counts += other.counts
+        self.cells += other.cells
         self.merge()
         other.merge()
         if other.kinds is None:
