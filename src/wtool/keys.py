@@ -16,6 +16,7 @@ TF_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow's object-based chec
 
 _NUMBER = re.compile("([0-9]+)")
 _CACHED = 1 << 14  # transitions kept by a matcher
+_RUNS = 12  # runs of numbers that a merged key lists
 
 NaturalKey = tuple[tuple[str | tuple[int, str], ...], str]
 
@@ -209,12 +210,16 @@ def pattern(key: str) -> str:
 
 
 def merged(keys: Sequence[str]) -> str:
-    """Keys of one pattern as one: `layers.{0-11}.weight`; numbers that leave gaps are listed, `{0,2,5-9}`."""
+    """Keys of one pattern as one: `layers.{0-11}.weight`; numbers that leave gaps are listed, `{0,2,5-9}`, the first and the last
+    of many."""
     rows = [_NUMBER.split(key) for key in keys]
     said = ""
     for place, text in enumerate(rows[0]):
         values = sorted({row[place] for row in rows}, key=natural)
-        said += text if len(values) == 1 else "{" + ",".join(_runs(values)) + "}"
+        runs = _runs(values)
+        if len(runs) > _RUNS:
+            runs = [*runs[: _RUNS - 2], "...", runs[-1]]
+        said += text if len(values) == 1 else "{" + ",".join(runs) + "}"
     return said
 
 
