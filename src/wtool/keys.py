@@ -210,8 +210,8 @@ def pattern(key: str) -> str:
 
 
 def merged(keys: Sequence[str]) -> str:
-    """Keys of one pattern as one: `layers.{0-11}.weight`; numbers that leave gaps are listed, `{0,2,5-9}`, the first and the last
-    of many."""
+    """Keys of one pattern as one: `layers.{0-11}.weight`. Numbers that leave gaps are listed, `{0,2,5-9}`; of many, the
+    first and the last."""
     rows = [_NUMBER.split(key) for key in keys]
     said = ""
     for place, text in enumerate(rows[0]):
