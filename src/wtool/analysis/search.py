@@ -81,7 +81,8 @@ class Bins:
     def counts(self) -> Array:
         """Of the values below `start`, of each bin, and of the values above all bins."""
         bins = np.arange((1 << self.bits) + 2)
-        return self.cells[bins ^ (bins >> self.bits // 2)]
+        found: Array = self.cells[bins ^ (bins >> self.bits // 2)]
+        return found
 
     def add(self, bits: Array) -> None:
         if self.low or self.high != TOP:
@@ -93,13 +94,12 @@ class Bins:
                 self.waiting += len(bits)
                 if self.waiting >= self.few:
                     self.merge()
-        place = bits - self.start
+        place = bits - (self.start - (1 << self.shift))  # 0 is below the bins
         np.right_shift(place, self.shift, out=place)
         if self.ends is None or len(self.ends[0]) < len(place):  # clipped by arrays: by single values numpy is slow
-            self.ends = np.full(len(place), -1), np.full(len(place), 1 << self.bits)
+            self.ends = np.zeros(len(place), np.int64), np.full(len(place), (1 << self.bits) + 1)
         np.maximum(place, self.ends[0][: len(place)], out=place)
         np.minimum(place, self.ends[1][: len(place)], out=place)
-        np.add(place, 1, out=place)
         np.bitwise_xor(place, place >> self.bits // 2, out=place)
         np.add.at(self.cells, place, 1)
 

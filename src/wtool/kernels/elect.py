@@ -227,7 +227,7 @@ class Deltas:
             with np.errstate(all="ignore"):
                 for place, delta in enumerate(deltas, 1):
                     np.subtract(wide(pieces[place], self.sources[place], _INPUT), base, out=delta)
-                    if not np.isfinite(delta).all():
+                    if not dot(delta, delta) < np.inf and not np.isfinite(delta).all():
                         _blame(self.key, self.names, self.sources, pieces)
                         raise DtypeError(f"the differences of '{self.key}' from the base are too large for f64")
             yield start + at, deltas
