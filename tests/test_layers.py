@@ -34,7 +34,8 @@ FAMILIES = {
 SHARED = {
     "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
-    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"},
+    "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
+    | {"trim", "masks"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties"},
     "analysis": {
         "parallel",
