@@ -40,7 +40,12 @@ def narrow(values: Array, out: Array, target: DType) -> None:
             np.copyto(single, exact, casting="same_kind")
             np.bitwise_and(single.view(np.uint32), _BELOW if target is _BF16 else _LOW, out=low)
             np.equal(low, _HALF if target is _BF16 else _NONE, out=half)
+            piece = out[first : first + CHUNK]
             count = np.count_nonzero(half)
+            plain = target is _BF16 and not np.isnan(np.dot(single, single))
+            if plain and count <= len(exact) // _FEW:
+                _upper(single, exact, np.flatnonzero(half) if count else None, piece)
+                continue
             if count > len(exact) // _FEW:  # as of the mean of two bf16, which f32 holds
                 wide = scratch("f8", len(exact), 23)
                 np.copyto(wide, single)
@@ -48,15 +53,30 @@ def narrow(values: Array, out: Array, target: DType) -> None:
                 count = np.count_nonzero(half)
             if count:
                 _to_odd(single, exact, np.flatnonzero(half))
-            piece = out[first : first + CHUNK]
-            if target is _BF16 and not np.isnan(np.dot(single, single)):
-                _upper(single, piece)
+            if plain:
+                _upper_even(single, piece)
             else:
                 route(_F32, target)(single, piece)
 
 
-def _upper(single: Array, out: Array) -> None:
-    """f32 that are no NaN to bf16, on integers: ml_dtypes' cast does not let other threads run."""
+# f32 that are no NaN to bf16, on integers: ml_dtypes' cast does not let other threads run.
+
+
+def _upper(single: Array, exact: Array, ties: Array | None, out: Array) -> None:
+    """`ties` are the few places half way between two, where the exact value decides."""
+    bits, code = single.view(np.uint32), out.view(np.uint16)
+    up = None
+    if ties is not None:
+        seen, meant = np.abs(single[ties]), np.abs(exact[ties])
+        up = (meant > seen) | ((meant == seen) & (bits[ties] >> np.uint32(16) & np.uint32(1) == 1))
+    np.add(bits, _HALF, out=bits)
+    np.right_shift(bits, np.uint32(16), out=bits)
+    np.copyto(code, bits, casting="unsafe")
+    if ties is not None:
+        code[ties] -= ~up  # type: ignore[operator]
+
+
+def _upper_even(single: Array, out: Array) -> None:
     bits, odd = single.view(np.uint32), scratch("u4", len(single), 21)
     np.right_shift(bits, np.uint32(16), out=odd)
     np.bitwise_and(odd, np.uint32(1), out=odd)
