@@ -2,6 +2,7 @@
 
 A magnitude is compared as the bits of the value without its sign, which rise as it does in every floating dtype of two bytes
 or more; NaN and Inf lie above all finite ones and so are always kept. What has one byte goes through a table of 256.
+N of every M, and whole groups, are in patterns.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from wtool.kernels.buffers import CHUNK, block, scratch
 from wtool.kernels.trim import Keep
 
 Array = NDArray[Any]
-Tell = Callable[[int, Array, Array, Array], None]  # where a run begins, its values, which are kept, the outcome
+Tell = Callable[[int, Array, Array], None]  # where a run begins, its values, which of them are kept
 
 _SLOT = 90
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
@@ -67,7 +68,7 @@ class Pruned:
             kept = self.mask.keeps(start + first, values[some])
             np.multiply(words[some], kept, out=out[some])
             if self.tell is not None:
-                self.tell(start + first, values[some], kept, found[some])
+                self.tell(start + first, values[some], kept)
         return found
 
 
@@ -81,7 +82,7 @@ class ByMagnitude:
     def keeps(self, start: int, block: Array) -> Array:
         keep, count = self.keep, len(block)
         if keep.threshold == inf:
-            return codes(block) >= np.array(_first_odd(self.dtype), _WORDS[block.dtype.itemsize])
+            return codes(block) >= np.array(first_odd(self.dtype), _WORDS[block.dtype.itemsize])
         if not keep.threshold and keep.until >= start + count:
             return np.ones(count, np.bool_)
         found = codes(block)
@@ -121,106 +122,8 @@ class Finite:
     dtype: DType
 
     def keeps(self, start: int, block: Array) -> Array:
-        odd = codes(block) >= np.array(_first_odd(self.dtype), _WORDS[block.dtype.itemsize])
+        odd = codes(block) >= np.array(first_odd(self.dtype), _WORDS[block.dtype.itemsize])
         return self.mask.keeps(start, block) | odd
-
-
-@dataclass(frozen=True, slots=True)
-class ByPattern:
-    """Keeps the `n` values of largest magnitude of every `m` in a row of `row` values; of equal ones the first.
-
-    The last group of a row may be shorter; it keeps at most `n`. A run that begins or ends within a group is completed from
-    `values`, the tensor itself.
-    """
-
-    n: int
-    m: int
-    row: int
-    values: Flat | None = field(default=None, compare=False)
-
-    def keeps(self, start: int, block: Array) -> Array:
-        stop = start + len(block)
-        low = start // self.row * self.row + start % self.row // self.m * self.m
-        last = (stop - 1) // self.row * self.row
-        high = min(last + -(-(stop - last) // self.m) * self.m, last + self.row)
-        parts = [block]
-        if low < start or high > stop:
-            assert self.values is not None, "a run that cuts a group needs the tensor itself"
-            parts = [self.values.flat(low, start), block, self.values.flat(stop, high)]
-        found = np.concatenate([codes(part).copy() for part in parts if len(part)]) if len(block) else codes(block)
-        kept = np.empty(len(found), np.bool_)
-        at = low
-        while at < high:
-            column = at % self.row
-            if column == 0 and high - at >= self.row:
-                rows = (high - at) // self.row
-                self._rows(found[at - low :][: rows * self.row], kept[at - low :][: rows * self.row], self.row)
-                at += rows * self.row
-            else:
-                count = min(self.row - column, high - at)
-                self._rows(found[at - low :][:count], kept[at - low :][:count], count)
-                at += count
-        return kept[start - low :][: len(block)]
-
-    def _rows(self, found: Array, kept: Array, row: int) -> None:
-        whole = row // self.m * self.m
-        found, kept = found.reshape(-1, row), kept.reshape(-1, row)
-        for some, width in ((slice(0, whole), self.m), (slice(whole, row), row - whole)):
-            if found[:, some].size:
-                groups = found[:, some].reshape(-1, width)
-                kept[:, some] = _most(groups, self.n).reshape(len(found), -1)
-
-
-def _most(groups: Array, n: int) -> Array:
-    """Which of each group are its `n` largest, the first of equal ones."""
-    count = groups.shape[1]
-    if n >= count:
-        return np.ones(groups.shape, np.bool_)
-    # How many come before each: no sort of many short rows is as fast, and groups are short.
-    if count <= 16:
-        before = np.zeros(groups.shape, np.uint8)
-        for one in range(count):
-            for two in range(one):
-                first = groups[:, two] >= groups[:, one]
-                before[:, one] += first
-                before[:, two] += ~first
-        return before < n
-    order = np.argsort(~groups, axis=1, kind="stable")  # unsigned: the largest first
-    kept = np.zeros(groups.shape, np.bool_)
-    np.put_along_axis(kept, order[:, :n], True, axis=1)
-    return kept
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Groups of a matrix of `columns`: blocks of `height` by `width`, numbered in C order; those at the edges may be smaller.
-
-    A row is 1 by `columns`, a column as high as the matrix by 1, a filter a row of what is left when the first axis is kept.
-    """
-
-    columns: int
-    height: int
-    width: int
-
-    def groups(self, start: int, count: int) -> Array:
-        """The number of the group of each of `count` values from a flat index on."""
-        across = -(-self.columns // self.width)
-        row, column = divmod(np.arange(start, start + count), self.columns)
-        found: Array = row // self.height * across + column // self.width
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class ByGroups:
-    """Keeps the groups whose bit is set; `kept` is packed, the lowest bit of a byte first."""
-
-    kept: bytes
-    geometry: Geometry
-
-    def keeps(self, start: int, block: Array) -> Array:
-        numbers = self.geometry.groups(start, len(block))
-        found: Array = (np.frombuffer(self.kept, np.uint8)[numbers >> 3] >> (numbers & 7).astype(np.uint8)) & 1 != 0
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +200,7 @@ def _code(threshold: float, row: DType) -> tuple[int, bool]:
 
 
 @cache
-def _first_odd(row: DType) -> int:
+def first_odd(row: DType) -> int:
     """The smallest code that is not finite; above all codes where there is none."""
     unit = row.numpy()
     if unit.itemsize == 1:
