@@ -2,14 +2,14 @@
 #   make demo    install the core into .venv-slim and look at, convert and check real checkpoints
 #   make test    install everything into .venv, and the bare core into .venv-slim; run all tests
 #   make check   the same with formatting, lint and types
-#   make bench   measure against cp on files of 1.4 GB
+#   make bench   measure against cp on files of 1.4 GB; bench-average: against cat and cp
 
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 SLIM = .venv-slim/bin/python
 FULL = .venv/bin/python
 
-.PHONY: demo test slim full check lint types bench clean
+.PHONY: demo test slim full check lint types bench bench-average clean
 
 .venv/.ready: pyproject.toml constraints.txt tests/judges.txt
 	$(PYTHON) -m venv .venv
@@ -47,6 +47,9 @@ check: lint types test
 
 bench: .venv/.ready
 	$(FULL) benchmarks/convert.py
+
+bench-average: .venv/.ready
+	$(FULL) benchmarks/average.py
 
 clean:
 	rm -rf .venv .venv-slim build demo
