@@ -162,6 +162,14 @@ def test_thousands_of_equal_magnitudes_at_the_threshold(compat: str | None, scop
     same(merged(method, base, inputs, jobs=2), oracle(base, inputs, [1.0] * 3, 0.2, 1.0, compat, scope))
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_many_inputs(scope: str) -> None:
+    base, *inputs = tables(9, 15, {"a": (900,), "b": (100,)}, "f4", 1e-2)
+    weights = [0.1 * at for at in range(1, 16)]
+    method = ties(weights, 0.3, scope=scope)
+    same(merged(method, base, inputs, jobs=2), oracle(base, inputs, weights, 0.3, 1.0, None, scope))
+
+
 def test_exactly_so_many_are_kept() -> None:
     base = {"k": np.zeros(10_000, "f4")}
     one = {"k": np.ones(10_000, "f4")}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 Method = TypeVar("Method", bound="Thinned")
 
+_TOGETHER = 6  # inputs whose thresholds are looked for together: more, and their histograms leave the cache
 _BLOCKS = 2 << 20  # bytes of all inputs that are looked at together
 
 
@@ -127,13 +128,29 @@ def _keeps(
         for number in one.columns:
             totals[number] = totals.get(number, 0) + one.elements
     ranks = {number: method.trim.rank(method.density, total) for number, total in totals.items()}
-    return largest(asked, ranks, jobs=jobs, all_equal=method.trim.all_equal, room=room, progress=_bytes(asked, progress))
+    keeps: dict[tuple[int, str], Keep] = {}
+    for some in _batched(sorted(ranks), _TOGETHER):
+        streams = [replace(one, order=some) for one in asked if any(number in one.parts for number in some)]
+        keeps |= largest(
+            streams,
+            {number: ranks[number] for number in some},
+            jobs=jobs,
+            all_equal=method.trim.all_equal,
+            room=room,
+            progress=_bytes(streams, progress),
+        )
+    return keeps
+
+
+def _batched(numbers: Sequence[int], count: int) -> Iterator[Sequence[int]]:
+    return (numbers[at : at + count] for at in range(0, len(numbers), count))
 
 
 def _bytes(asked: Sequence[Asked], progress: Progress | None) -> Progress | None:
     if progress is None:
         return None
-    each_one = sum(tensor.dtype.bits for tensor in (asked[0].base, *asked[0].parts.values())) // 8
+    one = asked[0]
+    each_one = sum(tensor.dtype.bits for tensor in (one.base, *(one.parts[number] for number in one.columns))) // 8
     return lambda elements: progress(elements * each_one)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType
 from wtool.errors import DtypeError
-from wtool.kernels.buffers import scratch
+from wtool.kernels.buffers import block, scratch
 from wtool.kernels.combine import Tell, alike, blame, dot, wide
 from wtool.kernels.rounding import narrow
 
@@ -19,8 +19,9 @@ Array = NDArray[Any]
 
 VOTES = ("mass", "frequency")
 DIVISORS = ("weights", "count", "none")
+_PAD = 24
 PIECE = 1 << 14  # elements worked on at a time
-_ROOM = 1 << 17  # those of all inputs together: they stay in the second cache
+_ROOM = 1 << 18  # those of all inputs together: they stay in the second cache
 _BASE, _INPUT, _VOTE, _TOTAL, _NONE, _SHARES = range(70, 76)  # scratch arrays
 _SAFE = 240.0**2  # the square of the least of all largest values, that of f8_e4m3fnuz
 
@@ -81,7 +82,7 @@ class Elected:
             return blocks[0]
         out = np.empty(len(blocks[0]), self.target.numpy())
         squares, norm = [0.0] * len(self.weights), 0.0
-        room = self._room(out)
+        room = _rows(blocks)
         with np.errstate(all="ignore"):
             for at, pieces in _pieces(blocks):
                 base, deltas = self._thinned(start + at, pieces, room)
@@ -105,15 +106,12 @@ class Elected:
     def signs(self, start: int, *blocks: Array) -> int:
         """The sum of the signs that win the vote."""
         total = 0
-        room = self._room(blocks[0])
+        room = _rows(blocks)
         with np.errstate(all="ignore"):
             for at, pieces in _pieces(blocks):
                 vote = self._vote(self._thinned(start + at, pieces, room)[1])
                 total += int(np.count_nonzero(vote > 0)) - int(np.count_nonzero(vote < 0))
         return total
-
-    def _room(self, values: Array) -> Array:
-        return np.empty((len(self.weights), min(len(values), PIECE)))
 
     def _settled(self, block: Array) -> None:
         """All inputs hold what the base holds."""
@@ -220,7 +218,7 @@ class Deltas:
 
     def __call__(self, start: int, blocks: Sequence[Array]) -> Iterator[tuple[int, Array]]:
         """Where a piece begins, and a row for each block but the first. Valid until the next one."""
-        room = np.empty((len(blocks) - 1, min(len(blocks[0]), PIECE)))
+        room = _rows(blocks)
         for at, pieces in _pieces(blocks):
             base = wide(pieces[0], self.sources[0], _BASE)
             deltas = room[:, : len(base)]
@@ -239,7 +237,17 @@ def _blame(key: str, names: Sequence[str], sources: Sequence[DType], pieces: Seq
         blame(key, [name], [wide(piece, source, _INPUT)])
 
 
+def _rows(blocks: Sequence[Array]) -> Array:
+    """A row for a piece of each block but the first. Rows that began a power of two apart would share lines of the cache."""
+    count = min(len(blocks[0]), _step(blocks)) + _PAD
+    return block(np.dtype(np.float64), (len(blocks) - 1) * count).reshape(-1, count)
+
+
+def _step(blocks: Sequence[Array]) -> int:
+    return max(min(PIECE, _ROOM // len(blocks)), 1 << 10)
+
+
 def _pieces(blocks: Sequence[Array]) -> Iterator[tuple[int, list[Array]]]:
-    step = max(min(PIECE, _ROOM // len(blocks)), 1 << 10)
+    step = _step(blocks)
     for at in range(0, len(blocks[0]), step):
         yield at, [values[at : at + step] for values in blocks]
