@@ -74,6 +74,7 @@ SHARED = {
         "flat",
         "match",
         "names",
+        "kept",
     }
     | {"like", "resolve", "table"}
     | {"signatures", "likeness", "align", "fused", "guesses", "questions", "writing"},

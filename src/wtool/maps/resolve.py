@@ -11,7 +11,8 @@ from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.keys import matcher
 from wtool.maps.flat import flat_doubts
-from wtool.maps.kinds import FORMATS, LAYOUTS, joined
+from wtool.maps.kept import kept_name, taken_back
+from wtool.maps.kinds import FORMATS, LAYOUTS
 from wtool.maps.like import Template, fit
 from wtool.maps.match import Fill, Matched, Row, Variables, match
 from wtool.maps.names import WRAPPED, own_prefix, plain_wrapped, recipe_names, written_key
@@ -106,7 +107,7 @@ def resolve(
         odd = _odd(matched, tensors, LAYOUTS[source]) if unmatched is None and policy == "keep" else {}
         if odd:
             raise _unmatched(recipe, odd, None)
-        kept = {name: _kept_name(name, source, target) for name in matched.left} if policy == "keep" else {}
+        kept = {name: kept_name(name, source, target) for name in matched.left} if policy == "keep" else {}
         for name, onto in kept.items():
             _claim(made, onto, tensors[name].renamed(onto), name)
             rows.append(_kept(name, onto, tensors[name].shape))
@@ -116,6 +117,7 @@ def resolve(
         order = {name: place for place, name in enumerate(tensors)}
         in_order = sorted(matched.rows, key=lambda row: order[row.sources[0]])
         warnings = [*_strange(recipe, checkpoint), *_doubts(rows), *flat_doubts(in_order, (source, target), tensors)]
+        warnings += taken_back(recipe, kept, made, tensors, given)
         keys = {name: written_key(name, target) for name in made}
         own: tuple[LazyTensor, ...] = ()
         if like is not None:
@@ -243,12 +245,6 @@ def _odd(matched: Matched, tensors: Mapping[str, LazyTensor], separator: str) ->
         if len(tensors[key].shape) > 1 and (reason or home in homes):
             found[key] = reason or f"it stands beside '{homes[home]}', so it is part of a layer"
     return found
-
-
-def _kept_name(name: str, source: str, target: str) -> str:
-    """The name of a key that no rule matches, on the other side: in Flax all parameters lie in a collection."""
-    bare = name.removeprefix("params.") if source == "flax" else name
-    return joined(target, "", bare) if target == "flax" and not bare.startswith("batch_stats.") else bare
 
 
 def _kept(name: str, onto: str, shape: Shape) -> Mapped:
