@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import Counting, covered_once
 from test_combine import COMPLEX, PARTS, REAL, SMALL, block, oracle, plain
 from thinned import peer
 
 from wtool.analysis.gram import Noting, grams
 from wtool.analysis.spread import Spread
+from wtool.api import save_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
@@ -433,6 +435,18 @@ def test_tied_tensors_are_computed_once() -> None:
     apart = checkpoint("z", {"a": ("f32", [3.0]), "b": ("f32", [4.0]), "c": ("f32", [3.0])})
     found = run([tied("x", 1.0), apart])
     assert found.checkpoint.tied() == [] and values(found, "b").tolist() == [2.5]
+
+
+@pytest.mark.parametrize("target", ["o.pth", "o.safetensors"])
+def test_every_byte_is_read_once(tmp_path: Any, target: str) -> None:
+    inputs, sources = [], []
+    for number in range(3):
+        source = Counting(MemoryBytes(np.full(5000, float(number), "f4").tobytes(), str(number)))
+        one = LazyTensor.contiguous("a", dtype("f32"), (50, 100), source, 0)
+        sources.append(source)
+        inputs.append(Checkpoint({"a": one, "b": one.renamed("b")}, Source(str(number), "torch", "zip", ())))
+    save_checkpoint(run(inputs).checkpoint, tmp_path / target)
+    assert all(covered_once(source.ranges, 20_000) for source in sources)
 
 
 def test_what_is_not_finite_names_file_and_tensor() -> None:
