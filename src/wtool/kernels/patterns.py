@@ -222,6 +222,11 @@ class ByGroups:
     kept: bytes
     geometry: Geometry
 
+    @property
+    def left(self) -> int:
+        """How many groups are kept."""
+        return int.from_bytes(self.kept, "little").bit_count()
+
     def keeps(self, start: int, block: Array) -> Array:
         shape = self.geometry
         out = np.empty(len(block), np.bool_)
