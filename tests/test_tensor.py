@@ -245,3 +245,65 @@ def test_memory_while_gathering(tmp_path: Any, kind: str) -> None:
     assert peak < 8 * MIB + 2 * MIB + 2 * MIB
     stripes = 8 if kind == "channels last" else 1  # its values are so mixed that each stripe reads through all of them
     assert counted.read <= 1.2 * stripes * 64 * MIB
+
+
+@given(view=views(), nbytes=st.integers(1, 200), stripe=st.integers(1, 400), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_tiles_in_any_order(
+    view: tuple[str, tuple[int, ...], tuple[int, ...], int], nbytes: int, stripe: int, data: st.DataObject
+) -> None:
+    """Whatever shape they have, and whoever takes which: each value once, at its place."""
+    name, shape, strides, first = view
+    kind = dtype(name).numpy()
+    count = first + 1 + sum(max(n - 1, 0) * t for n, t in zip(shape, strides, strict=True))
+    stored = bytes_for(count, kind)
+    expected = as_strided(np.frombuffer(stored, kind)[first:], shape, tuple(t * kind.itemsize for t in strides))
+    tensor = LazyTensor.strided("x", dtype(name), shape, MemoryBytes(stored), first * kind.itemsize, strides)
+    if not tensor.elements:
+        return
+    tile = data.draw(st.tuples(*(st.integers(1, size) for size in shape)) | st.just(tensor.tile(stripe, 0, True) or shape))
+    many = boxes.count_tiles(shape, tile)
+    cut = data.draw(st.integers(0, many))
+    out = np.zeros(tensor.elements, kind)
+    seen = np.zeros(tensor.elements, int)
+    for low, high in ((cut, many), (0, cut)):
+        for places, block in tensor.runs(tile, low, high, nbytes, {}):
+            assert block.nbytes <= max(nbytes, block.itemsize) and block.size % len(places) == 0
+            for place, run in zip(places, block.reshape(len(places), -1), strict=True):
+                out[place : place + run.size] = run
+                seen[place : place + run.size] += 1
+    assert (seen == 1).all()
+    assert out.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((7, 7, 512, 4096), (7, 1, 49, 25088)),  # a dense layer behind Flatten
+        ((4096, 512, 7, 7), (1, 4096, 14680064, 2097152)),  # and back
+        ((4096, 128256), (1, 4096)),  # an embedding
+        ((3, 3, 2048, 2048), (3, 1, 9, 18432)),  # OIHW -> HWIO
+    ],
+)
+def test_tiles_are_chosen_by_cost(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    tensor = LazyTensor.strided("x", dtype("f32"), shape, MemoryBytes(b""), 0, strides)
+    tile = tensor.tile(32 * MIB, 0, False)
+    assert tile is not None and prod(tile) <= 8 * MIB
+    assert boxes.run_of(shape, tile) * 4 >= 4096  # nothing is written in small pieces
+    # nor read: what lies together in the source, from its innermost axis on
+    run = 1
+    for axis in sorted(range(len(shape)), key=lambda axis: strides[axis]):
+        run *= tile[axis]
+        if tile[axis] != shape[axis]:
+            break
+    assert run * 4 >= 4096
+
+
+def test_slabs_do_where_tiles_win_nothing() -> None:
+    def tile(*shape: int, nbytes: int = 32 * MIB, again: int = 0) -> tuple[int, ...] | None:
+        return LazyTensor.strided("x", dtype("f32"), shape, MemoryBytes(b""), 0, (1, shape[0])).tile(nbytes, again, False)
+
+    assert tile(4096, 4096) is None  # written in whole rows, read in pieces of 8 KiB
+    assert tile(100, 100) is None  # fits as it is
+    assert tile(4096, 128256) is not None
+    assert LazyTensor.contiguous("x", dtype("f32"), (1 << 14, 1 << 14), MemoryBytes(b""), 0).tile(MIB, 0, True) is None

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from support import Counting, checkpoint_of, checkpoint_on, covered_once, values_of
 
+from wtool import boxes
 from wtool.api import open_checkpoint, plan_save, save, save_checkpoint
 from wtool.bytesource import MemoryBytes
+from wtool.dtypes import dtype
 from wtool.errors import DiskFullError, OutputExistsError, TruncatedError, WriteError
+from wtool.kernels.cast import Cast
 from wtool.tensor import LazyTensor
+from wtool.views import arrange, transpose
 
 MIB = 1 << 20
 
@@ -286,3 +290,42 @@ def test_a_tensor_of_no_kind_is_left_lazy(tmp_path: Path) -> None:
     given = checkpoint_on(source, {"a": ("f32", (100,))})
     plan_save(given, tmp_path / "m.safetensors")
     assert source.ranges == [] and isinstance(given["a"], LazyTensor)
+
+
+@pytest.mark.parametrize("target", ["m.safetensors", "m.pth", "m.ckpt"])
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_large_rearranged_tensor_is_read_about_once(
+    tmp_path: Path, target: str, jobs: int, back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense layer behind Flatten, 24 times what is held at once: each slab of the outcome has values of every row."""
+    monkeypatch.setattr(boxes, "_GAP", 512)  # as small, beside this tensor, as it is beside a large one
+    out, channels, places = 256, 64, 49
+    cut = (out, channels, places) if not back else (places, channels, out)
+    values = np.random.default_rng(0).standard_normal(cut).astype("f4")
+    expected = values.transpose(2, 1, 0)
+    source = Counting(MemoryBytes(values.tobytes()))
+    shape = (expected.shape[0], expected[0].size)
+    tensor = arrange(checkpoint_on(source, {"w": ("f32", values.shape)})["w"], cut, (2, 1, 0), shape)
+    given = checkpoint_on(source, {}).with_tensors([tensor])
+    seen: list[int] = []
+    (tmp_path / "whole").mkdir()
+    save(plan_save(given, tmp_path / "whole" / target), memory=1 << 30)  # straight on: the checksums are sums over blocks
+    source.ranges.clear()
+    save(plan_save(given, tmp_path / target), jobs=jobs, memory=jobs * (512 << 10), progress=seen.append)
+    assert open_checkpoint(tmp_path / target)["w"].array().tobytes() == expected.tobytes()
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert source.total <= 3 * values.nbytes
+    assert len(source.ranges) <= 10_000
+    assert sum(seen) == values.nbytes
+
+
+def test_counts_of_tiles_add_up(tmp_path: Path) -> None:
+    """What casts say of a tensor that several threads write part by part."""
+    values = np.full((700, 900), 1e30, "f4")
+    values[::2] = 1
+    given = checkpoint_on(MemoryBytes(values.tobytes()), {"w": ("f32", values.shape)})
+    given = given.with_tensors([transpose(given["w"], (1, 0)).map(Cast(dtype("f32"), dtype("f16")))])
+    report = save(plan_save(given, tmp_path / "m.safetensors"), jobs=2, memory=1 << 20)
+    assert report.overflow == {"w": 350 * 900}

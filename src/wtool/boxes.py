@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 _SCRATCH = 2 << 20  # bytes read at once while gathering
-_GAP = 8 << 10  # a hole in a view smaller than this is cheaper to read than to jump over
+_GAP = 8 << 10  # bytes as dear as one more call: a smaller hole in a view is cheaper to read than to jump over
 
 
 class Box(NamedTuple):
@@ -81,29 +82,103 @@ def c_ordered(shape: Shape, strides: Shape) -> bool:
     return True
 
 
-def slabs(shape: Shape, most: int) -> Iterator[tuple[Shape, Shape]]:
-    """Boxes (start, shape) of at most about `most` elements that cover `shape` in C order."""
+def slab_of(shape: Shape, most: int) -> Shape:
+    """The shape of tiles of at most about `most` elements that cover `shape` in C order: whole but for the leading axes."""
     axis, inner = 0, prod(shape)
-    if not inner:
-        return
     while axis < len(shape) and inner > most:
         inner //= shape[axis]
         axis += 1
     if axis == 0:
-        yield (0,) * len(shape), shape
-        return
+        return shape
     axis -= 1  # the axis that is cut; all axes behind it stay whole
-    step = max(most // inner, 1)
-    tail = shape[axis + 1 :]
-    for number in range(prod(shape[:axis])):
-        outer = []
-        for size in reversed(shape[:axis]):
-            number, index = divmod(number, size)
-            outer.append(index)
-        outer.reverse()
-        for first in range(0, shape[axis], step):
-            start = (*outer, first, *(0 for _ in tail))
-            yield start, (*(1 for _ in outer), min(step, shape[axis] - first), *tail)
+    return (*(1 for _ in shape[:axis]), max(most // inner, 1), *shape[axis + 1 :])
+
+
+def tiles(shape: Shape, tile: Shape) -> Iterator[tuple[Shape, Shape]]:
+    """Boxes (start, shape) of the shape `tile`, or less at the ends, that cover `shape`."""
+    if 0 in shape:
+        return
+    for start in product(*(range(0, size, step) for size, step in zip(shape, tile, strict=True))):
+        yield start, tuple(min(step, size - at) for at, size, step in zip(start, shape, tile, strict=True))
+
+
+def count_tiles(shape: Shape, tile: Shape) -> int:
+    return prod(-(-size // step) for size, step in zip(shape, tile, strict=True)) if 0 not in shape else 0
+
+
+def tile_of(shape: Shape, boxes: Sequence[Box], item: int, most: int, again: int = 0) -> Shape | None:
+    """The shape of tiles of at most `most` elements by which to copy `boxes` into C order, if the order is free.
+
+    None if slabs in C order are as good: consecutive writes must be worth `again` bytes more. Rows of a matrix that is
+    written transposed are short pieces of each column; when memory holds only few rows, every column is read in tiny pieces,
+    or, where such pieces lie close together, everything is read again and again. A tile that is as long in both directions
+    as memory allows needs fewer and longer reads and writes.
+    """
+    if prod(shape) <= most:
+        return None
+    box = max(boxes, key=lambda box: prod(box.shape))
+    strides = tuple(map(abs, box.strides))
+    rising = sorted((axis for axis, size in enumerate(shape) if size > 1), key=lambda axis: strides[axis])
+
+    def cost(tile: Shape) -> int:
+        inside = tuple(map(min, tile, box.shape))
+        reads, extent = len(boxes), 1
+        for axis in rising:
+            if reads == len(boxes) and strides[axis] - extent <= _GAP // item:
+                extent += (inside[axis] - 1) * strides[axis]
+            else:
+                reads *= inside[axis]
+        reads *= count_tiles(box.shape, inside)
+        writes = count_tiles(shape, tile) * (prod(tile) // run_of(shape, tile))
+        return reads * extent * item + (reads + writes) * _GAP
+
+    def better(tile: Shape) -> tuple[int, Shape]:
+        found = cost(tile), tile
+        while True:
+            last = found
+            for less in rising:
+                for more in rising:
+                    if less != more and last[1][less] > 1:
+                        new = list(last[1])
+                        new[less] = -(-new[less] // 2)
+                        new[more] = 1
+                        new[more] = min(shape[more], most // prod(new))
+                        found = min(found, (cost(tuple(new)), tuple(new)))
+            if found == last:
+                return found
+
+    slab = slab_of(shape, most)
+    packed = [1] * len(shape)
+    for axis in rising:
+        packed[axis] = min(shape[axis], max(most // prod(packed), 1))
+    found = min(better(slab), better(tuple(packed)))
+    # Numbers that are close are as good as equal, and one long write after the other is simplest.
+    return None if (found[0] + again) * 4 > cost(slab) * 3 else found[1]
+
+
+def run_of(shape: Shape, tile: Shape) -> int:
+    """How many elements of a tile lie together in the C order of `shape`."""
+    run = 1
+    for size, part in zip(reversed(shape), reversed(tile), strict=True):
+        run *= part
+        if part != size:
+            break
+    return run
+
+
+def run_starts(shape: Shape, start: Shape, tile: Shape) -> list[int]:
+    """Where, in the C order of `shape`, the runs of the tile at `start` begin, in the C order of the tile."""
+    import numpy as np
+
+    found = np.zeros(1, np.int64)
+    rest, run = prod(tile), run_of(shape, tile)
+    for first, size, stride in zip(start, tile, c_strides(shape), strict=True):
+        rest //= size
+        # An axis within the runs counts by its first element alone.
+        steps = np.arange(first, first + size if rest * size > run else first + 1, dtype=np.int64)
+        found = np.add.outer(found, steps * stride).ravel()
+    places: list[int] = found.tolist()
+    return places
 
 
 def ranges(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape]]:

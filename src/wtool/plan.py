@@ -6,10 +6,12 @@ tensor. `plan_write` turns layout and tensors into jobs. Neighbouring slots whos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
+from wtool.boxes import Shape, count_tiles
 from wtool.bytesource import ByteSource
 from wtool.tensor import BLOCK, STRIPE, LazyTensor
 
@@ -79,11 +81,35 @@ class TensorJob(NamedTuple):
         return self.tensor.nbytes
 
     @property
+    def gathered(self) -> int:
+        """Bytes before the kernels."""
+        return self.tensor.stored.nbytes(self.tensor.elements)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return (self.tensor.key,)
 
 
-Job = CopyJob | TensorJob
+class TileJob(NamedTuple):
+    """Gather tiles number `first` to `last` of a tensor's grid, and write their values to their places in the slot at `at`."""
+
+    tensor: LazyTensor
+    tile: Shape
+    first: int
+    last: int
+    file: int
+    at: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.dtype.nbytes((self.last - self.first) * prod(self.tile))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.tensor.key,)
+
+
+Job = CopyJob | TensorJob | TileJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +128,29 @@ class WritePlan:
     def copied(self) -> int:
         """Bytes that are moved without being looked at."""
         return sum(job.nbytes for job in self.jobs if isinstance(job, CopyJob) and not hasattr(job.source, "stream"))
+
+    def threads(self, most: int) -> int:
+        """How many of so many threads have something to do."""
+        shared = any(isinstance(job, TensorJob) and job.gathered > STRIPE for job in self.jobs)
+        return most if shared else min(most, max(len(self.jobs), 1))
+
+
+def tiled(jobs: Iterable[Job], threads: int, stripe: int, checksum: bool) -> Iterator[Job]:
+    """The jobs, but those of tensors that must be gathered and are longer than `stripe` bytes cut, one part for each thread.
+
+    Where there is a `checksum` the slot is read again for it, so much must be won.
+    """
+    for job in jobs:
+        tile = None
+        if isinstance(job, TensorJob) and job.gathered > stripe:
+            tile = job.tensor.tile(stripe, again=job.nbytes if checksum else 0, alone=not checksum)
+        if isinstance(job, TensorJob) and tile is not None:
+            count = count_tiles(job.tensor.grid, tile)
+            share = -(-count // threads)
+            for first in range(0, count, share):
+                yield TileJob(job.tensor, tile, first, min(first + share, count), job.file, job.at)
+        else:
+            yield job
 
 
 def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:

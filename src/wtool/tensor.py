@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from wtool.boxes import Box as Box
 from wtool.boxes import Shape as Shape
-from wtool.boxes import c_ordered, gather, ranges, slabs
+from wtool.boxes import c_ordered, gather, ranges, run_of, run_starts, slab_of, tile_of, tiles
 from wtool.boxes import c_strides as c_strides
 from wtool.bytesource import ByteSource
 from wtool.dtypes import DType
@@ -161,6 +162,44 @@ class LazyTensor:
                 block = kernel(block, tally)
             yield block
 
+    def tile(self, nbytes: int, again: int, alone: bool) -> Shape | None:
+        """The shape of tiles of the grid, of at most `nbytes`, for `runs`.
+
+        None where `blocks` does as well: `again` bytes more must be worth it, and slabs in C order are not unless `alone`.
+        """
+        if not (self.stored.itemsize and self.dtype.itemsize) or any(hasattr(box.source, "stream") for box in self.boxes):
+            return None
+        if len(self.boxes) == 1 and c_ordered(self.boxes[0].shape, self.boxes[0].strides):
+            return None
+        item, grid = self.stored.itemsize, self.grid
+        most = max(nbytes // item, 1)
+        return tile_of(grid, self.boxes, item, most, again) or (slab_of(grid, most) if alone else None)
+
+    def runs(self, tile: Shape, first: int, last: int, nbytes: int, tally: Tally) -> Iterator[tuple[list[int], Array]]:
+        """The values of tiles number `first` to `last`, each gathered at once.
+
+        As places in C order where runs of equal length begin, and these runs one behind the other.
+
+        A block of runs is at most `nbytes` long before the kernels, and valid until the next one is asked for.
+        """
+        import numpy as np
+
+        unit, grid = self.stored.numpy(), self.grid
+        step = max(nbytes // unit.itemsize, 1)
+        room: Array = np.empty(prod(tile), unit)
+        for start, shape in islice(tiles(grid, tile), first, last):
+            flat = room[: prod(shape)]
+            gather(self.boxes, start, flat.reshape(shape))
+            run, places = run_of(grid, shape), run_starts(grid, start, shape)
+            for number in range(0, len(places), max(step // run, 1)):
+                some = places[number : number + max(step // run, 1)]
+                many = flat[number * run : (number + len(some)) * run]
+                for at in range(0, many.size, step):  # once, unless a single run is longer
+                    block = many[at : at + step]
+                    for kernel in self.kernels:
+                        block = kernel(block, tally)
+                    yield [place + at for place in some], block
+
     def array(self) -> Array:
         """All values at once, in a new array of this tensor's shape (flat bytes for packed dtypes)."""
         import numpy as np
@@ -233,7 +272,7 @@ class LazyTensor:
                 yield buffer[:count]
             return
         room: Array | None = None  # the first slab is the largest; one room for all, or two stripes would be held at once
-        for start, shape in slabs(grid, max(stripe // unit.itemsize, step)):
+        for start, shape in tiles(grid, slab_of(grid, max(stripe // unit.itemsize, step))):
             room = np.empty(prod(shape), unit) if room is None else room
             flat = room[: prod(shape)]
             gather(self.boxes, start, flat.reshape(shape))

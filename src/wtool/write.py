@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -15,11 +16,12 @@ from dataclasses import dataclass, field
 
 from wtool.adapter import TensorSink
 from wtool.bytesource import ByteSource
-from wtool.plan import CopyJob, Job, Patch, WritePlan
+from wtool.plan import CopyJob, Job, Patch, TileJob, WritePlan, tiled
 from wtool.stage import Stage, write_failure
 from wtool.tensor import BLOCK, STRIPE, Tally
 
 _WRITE_BEHIND = 16 << 20  # bytes after which the kernel is told to begin writing
+_LONG = 256 << 10  # bytes of a scattered run of which the same is true at once: hardly any page is shared with another
 
 Progress = Callable[[int], None]
 _MEMORY = 2 * (STRIPE + 8 * BLOCK)  # bytes of blocks, however many threads there are, unless the caller says
@@ -101,12 +103,43 @@ class _Out:
         if self._progress is not None:
             self._progress(nbytes)
 
+    def scatter(self, places: Sequence[int], view: memoryview) -> None:
+        """Write runs of one length, one behind the other in `view`, to places counted from the beginning. No checksum."""
+        if self._stop.is_set():
+            raise _Stop
+        nbytes = len(view) // len(places)
+        for number, place in enumerate(places):
+            _pwrite(self._fd, view[number * nbytes : (number + 1) * nbytes], self._at + place, self._path)
+            if self._extend is None and nbytes >= _LONG:
+                self._begin(self._at + place, nbytes)
+        if self._progress is not None:
+            self._progress(len(view))
+
+    def finish(self, nbytes: int, block: int) -> None:
+        """After the last run was scattered: sum up what is there (the kernel still has it) if there is a checksum."""
+        end = self._at + nbytes
+        while self._extend is not None and self._at < end:
+            if self._stop.is_set():
+                raise _Stop
+            try:
+                data = os.pread(self._fd, min(block, end - self._at), self._at)
+            except OSError as error:
+                raise write_failure(error, self._path) from None
+            assert data, "the file has its full length"
+            self.sum = self._extend(self.sum, memoryview(data))
+            self._at += len(data)
+        self._at = end
+        self.flush()
+
     def flush(self) -> None:
+        self._begin(self._begun, self._at - self._begun)
+        self._begun = self._at
+
+    def _begin(self, at: int, nbytes: int) -> None:
         """Ask the kernel to begin writing what is there; POSIX_FADV_DONTNEED does that and does not wait."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # advice: where it is not taken, fsync does it all
-                os.posix_fadvise(self._fd, self._begun, self._at - self._begun, os.POSIX_FADV_DONTNEED)
-        self._begun = self._at
+                os.posix_fadvise(self._fd, at, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def run(
@@ -130,6 +163,10 @@ def run(
     block = max(min(BLOCK, share // 4), 64 << 10) & -64  # whole elements, or what is computed would be so twice
     stripe = max(min(STRIPE, share - 4 * block), block)
 
+    todo = list(tiled(plan.jobs, max(jobs, 1), stripe, checksum is not None))
+    left = Counter((job.file, job.at) for job in todo if isinstance(job, TileJob))
+    lock = threading.Lock()
+
     def work(batch: Sequence[Job]) -> list[Done]:
         with gate:
             return [one(job) for job in batch]
@@ -139,6 +176,16 @@ def run(
         tally: Tally = {}
         if isinstance(job, CopyJob):
             _copy(job.source, job.offset, job.nbytes, block, out)
+        elif isinstance(job, TileJob):
+            item = job.tensor.dtype.itemsize
+            for places, values in job.tensor.runs(job.tile, job.first, job.last, block, tally):
+                out.scatter([place * item for place in places], values.view("u1").data)
+            with lock:
+                left[job.file, job.at] -= 1
+                last = not left[job.file, job.at]
+            if not last:
+                return Done(job, tally, None)
+            out.finish(job.tensor.nbytes, block)
         else:
             for values in job.tensor.blocks(block, tally, stripe):
                 out.write(values.view("u1").data)
@@ -149,11 +196,14 @@ def run(
             _pwrite(stage.fds[file], memoryview(data), at, stage.paths[file])
 
     patch(plan.layout.patches)
-    results = _run_all(work, _batches(plan.jobs), jobs, executor, gate)
+    results = _run_all(work, _batches(todo), jobs, executor, gate)
     sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
     sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
     patch(sink.finish(sums))
-    tallies = {done.job.keys[0]: done.tally for done in results if done.tally}
+    tallies: dict[str, Counter[str]] = {}
+    for done in results:
+        if done.tally:  # of each part of a tensor
+            tallies.setdefault(done.job.keys[0], Counter()).update(done.tally)
     return Written(plan.nbytes, tallies, sums)
 
 

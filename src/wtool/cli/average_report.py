@@ -95,7 +95,7 @@ def _read(work: Work, found: Averaged) -> int:
 def _memory(plan: SavePlan, count: int, jobs: int, memory: int | None) -> int:
     """An upper bound on the bytes of blocks and of pieces in f64 that all threads hold at once."""
     blocks = min(plan.plan.memory, STRIPE + 8 * BLOCK) + 2 * BLOCK
-    threads = min(jobs, max(len(plan.plan.jobs), 1))
+    threads = plan.plan.threads(jobs)
     return threads * (min(blocks, (memory or blocks * threads) // threads) + min(count + 4, 12) * _PIECE)
 
 

@@ -85,7 +85,7 @@ def convert_report(
 
 def _default(plan: SavePlan, jobs: int) -> int:
     """An upper bound on the bytes of blocks that all threads hold at once."""
-    return min(plan.plan.memory, STRIPE + 8 * BLOCK) * min(jobs, max(len(plan.plan.jobs), 1))
+    return min(plan.plan.memory, STRIPE + 8 * BLOCK) * plan.plan.threads(jobs)
 
 
 def _casts(plan: SavePlan, done: SaveReport | None) -> list[dict[str, Any]]:
