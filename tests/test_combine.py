@@ -218,3 +218,28 @@ def test_means_of_integers() -> None:
     row = dtype("u8")
     with pytest.raises(DtypeError, match="too large for u8"):
         WeightedSum("k", ("", ""), (row, row), row, (1.0, -1.0), 1.0, mean=False)(np.array([1], "u1"), np.array([2], "u1"))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40))
+def test_any_bits_become_the_nearest_bf16(bits: list[int]) -> None:
+    values = np.array(bits, "u8").view("f8")
+    with np.errstate(all="ignore"):
+        near = np.array([1e-38 * (number % 997) * 2.0 ** -(number % 23) for number in bits])
+    for row in (values, near, -near):
+        for value, code in zip(row, rounded(row, "bf16").view("u2"), strict=True):
+            assert int(code) == bf16_code(float(value)) or (np.isnan(value) and code & 0x7FFF > 0x7F80)
+
+
+def bf16_code(value: float) -> int:
+    """By whole numbers: |value| in units of the last place, rounded, ties to even."""
+    if value != value:
+        return 0x7FC0
+    sign = 0x8000 if np.signbit(value) else 0
+    if not value:
+        return sign
+    if abs(value) == np.inf:
+        return sign | 0x7F80
+    exact = Fraction(abs(value))
+    exponent = max(int(np.frexp(abs(value))[1]) - 1, -126)
+    steps = round(exact / Fraction(2) ** (exponent - 7))  # Fraction rounds halves to even
+    return int(min(sign + 0x7F80, sign + ((exponent + 126) << 7) + steps))
