@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wtool.cli.average import Work
 
 SCHEMA = "wtool.average/1"
-_PIECE = 1 << 17  # bytes of an input in f64 that are worked on at a time
+_PIECE = 1 << 18  # bytes of an input in f64 that are worked on at a time
 _ROWS = 40
 _NUMBERS = ("decay", "t", "scale", "density", "seed", "trim_scope", "vote", "compat")  # that a method may have been told
 
