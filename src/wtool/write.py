@@ -128,6 +128,8 @@ class _Out:
             assert data, "the file has its full length"
             self.sum = self._extend(self.sum, memoryview(data))
             self._at += len(data)
+            if self._at - self._begun >= _WRITE_BEHIND:
+                self.flush()
         self._at = end
         self.flush()
 
