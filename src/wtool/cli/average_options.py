@@ -29,7 +29,9 @@ Method = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", metavar="W,W,...", help="A weight for each input, as in 0.5,0.3,0.2. Divided by their sum."),
+    typer.Option(
+        "--weights", metavar="W,W,...", help="A weight for each input, as in 0.5,0.3,0.2; a mean divides by their sum."
+    ),
 ]
 Decay = Annotated[float | None, typer.Option("--decay", metavar="D", help="Of ema: how much of the past stays, such as 0.9.")]
 T = Annotated[float | None, typer.Option("--t", metavar="T", help="Of lerp and slerp: 0 is the first input, 1 the second.")]
