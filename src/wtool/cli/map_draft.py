@@ -52,7 +52,8 @@ def draft(
 
 def _said(found: Draft) -> list[str]:
     tally = Counter(rule.verdict for rule in found.rules for _ in rule.rows)
-    said = [", ".join(f"{count:,} {verdict}" for verdict, count in tally.most_common())] if tally else []
+    found_by = ", ".join(f"{count:,} ({verdict})" for verdict, count in tally.most_common())
+    said = [f"partners found: {found_by}"] if tally else []
     alone = len(found.left) + len(found.lacking)
     asked = found.text.count("\n# ? ")
     if alone:
