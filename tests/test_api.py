@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import checkpoint_of, checkpoint_on, values_of
 
-from wtool.api import open_checkpoint, plan_save, save_checkpoint
+from wtool.api import open_checkpoint, plan_save, save, save_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint, Opaque, Section
 from wtool.dtypes import dtype
@@ -240,3 +240,18 @@ def test_opening_imports_no_numpy_and_no_writer(tmp_path: Path) -> None:
         )
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / target)], capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_files_beside_the_tensors(tmp_path: Path) -> None:
+    """They appear with a new folder, and replace their namesakes in one that is there."""
+    target = tmp_path / "out"
+    plan = plan_save(checkpoint_of(1), target)
+    large = MemoryBytes(bytes(range(256)) * 10_000)
+    report = save(plan, beside={"config.json": MemoryBytes(b"{}"), "tokenizer.json": large, "empty": MemoryBytes(b"")})
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "empty", "model.safetensors", "tokenizer.json"]
+    assert (target / "tokenizer.json").read_bytes() == large.pread(0, large.size)
+    assert [size for _, size in report.files] == [(target / "model.safetensors").stat().st_size, 2, large.size, 0]
+    (target / "mine.txt").write_text("stays")
+    save(plan_save(checkpoint_of(2), target, force=True), beside={"config.json": MemoryBytes(b"[]")})
+    assert (target / "config.json").read_bytes() == b"[]" and (target / "mine.txt").read_text() == "stays"
+    assert len(list(target.iterdir())) == 5

@@ -31,6 +31,7 @@ from wtool.plan import WritePlan, plan_write
 from wtool.tensor import LazyTensor
 
 if TYPE_CHECKING:
+    from wtool.bytesource import ByteSource
     from wtool.write import Progress, Written
 
 TIED_POLICIES = ("keep-one", "duplicate", "error")
@@ -78,7 +79,7 @@ class SavePlan:
 
 @dataclass(frozen=True, slots=True)
 class SaveReport:
-    """What was done. `overflow` and `underflow` count values by key (casts)."""
+    """What was done. `files` are those of the plan, then those beside. `overflow` and `underflow` count values by key."""
 
     plan: SavePlan
     files: tuple[tuple[str, int], ...]
@@ -203,16 +204,25 @@ def save(
     memory: int | None = None,
     progress: Progress | None = None,
     executor: Any = None,
+    beside: Mapping[str, ByteSource] | None = None,
 ) -> SaveReport:
-    """Carry a plan out: write beside the target, bring it to the disk, put it in place. Until then the target is untouched."""
+    """Carry a plan out: write beside the target, bring it to the disk, put it in place. Until then the target is untouched.
+
+    `beside`: what else belongs into the folder that is the target, by name: it appears, and is replaced, with the rest.
+    """
     # Threads, logging and randomness: 10 ms that opening a checkpoint does not need.
     from wtool.stage import Stage
     from wtool.write import run
 
     began = time.perf_counter()
-    sizes = [file.size for file in plan.plan.layout.files]
+    more = dict(beside or {})
+    assert not more or plan.folder is not None, "only a folder has room for more files"
+    paths = [*plan.paths, *(os.path.join(plan.target, name) for name in more)]
+    sizes = [*(file.size for file in plan.plan.layout.files), *(source.size for source in more.values())]
     count = jobs or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
-    with Stage(plan.paths, sizes, folder=plan.folder, force=plan.force) as stage:
+    with Stage(paths, sizes, folder=plan.folder, force=plan.force) as stage:
+        for number, source in enumerate(more.values(), len(plan.paths)):
+            stage.fill(number, source)
         written = run(plan.plan, plan.sink, stage, jobs=count, memory=memory, progress=progress, executor=executor)
         overflow, underflow = _tallied(written, "overflow"), _tallied(written, "underflow")
         losses = list(plan.losses)
@@ -229,7 +239,7 @@ def save(
                     hint="bf16 and f32 hold larger values; without --strict this is only said",
                 )
         stage.publish()
-    files = tuple(zip(plan.paths, sizes, strict=True))
+    files = tuple(zip(paths, sizes, strict=True))
     return SaveReport(plan, files, written.nbytes, time.perf_counter() - began, tuple(losses), overflow, underflow)
 
 

@@ -26,12 +26,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from wtool.bytesource import ByteSource
 from wtool.errors import DiskFullError, OutputExistsError, WriteError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+_PIECE = 1 << 20
 _NUMBER = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -92,6 +94,17 @@ class Stage:
             name = _temporary(path)
         self._names.append(name)
         self.fds.append(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+
+    def fill(self, number: int, source: ByteSource) -> None:
+        """Write one of the files from first to last. WriteError, and the source's own errors."""
+        for start in range(0, self.sizes[number], _PIECE):
+            data = source.pread(start, min(_PIECE, self.sizes[number] - start))
+            try:
+                done = 0
+                while done < len(data):
+                    done += os.pwrite(self.fds[number], data[done:], start + done)
+            except OSError as error:
+                raise write_failure(error, self.paths[number]) from None
 
     def publish(self) -> None:
         """Bring everything to the disk, then put it in place in order. OutputExistsError if something came in between.
