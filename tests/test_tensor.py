@@ -67,6 +67,8 @@ def test_strided_views(view: tuple[str, tuple[int, ...], tuple[int, ...], int], 
         if small:  # the same code on what would be a large tensor: runs, jumps and halves
             patch.setattr(boxes, "_SCRATCH", 64)
             patch.setattr(boxes, "_GAP", 8)
+            patch.setattr(boxes, "_LINE", 8)
+            patch.setattr(boxes, "_STEP", 8)
         check(tensor, expected, nbytes, stripe)
 
 

