@@ -11,12 +11,14 @@ from typer.main import get_command
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-# The module wtool.cli.NAME has a function NAME, or an application of several commands. The line is the first of its own help.
+# The module wtool.cli.NAME (_ for -) has a function NAME, or an application of several commands. The line is the first of its own help.
 COMMANDS = {
     "inspect": "Show what is in a checkpoint: format, sections, tensors, sizes, ties, metadata, and names a pickle would call.",
     "convert": "Write a checkpoint in another format, dtype, sharding, or with other keys.",
     "diff": "Say whether two checkpoints hold the same weights, and what differs: structure first, then how far values moved.",
     "average": "Average checkpoints: a mean, SWA, EMA, model soups, task arithmetic; in float64, rounded once, in constant memory.",
+    "prune": "Set weights to zero by magnitude or at random: an exact share of them, in bounded memory, with masks.",
+    "apply-mask": "Set to zero what masks say, as after training went on without them, and keep all else bit for bit.",
     "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and how far it "
     "moved.",
     "git": "Show in `git diff` and `git log -p` what changed in checkpoints, tensor by tensor.",
@@ -40,13 +42,14 @@ def announce(app: typer.Typer) -> None:
 
 def command(name: str) -> Any:
     """The command itself, its module imported. KeyError if there is none of this name."""
-    module = import_module(f"wtool.cli.{name}")
+    place = name.replace("-", "_")
+    module = import_module(f"wtool.cli.{place}")
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(_unknown)
     if hasattr(module, "application"):
         app.add_typer(module.application(SETTINGS), name=name)
     else:
-        app.command(name, context_settings=SETTINGS)(getattr(module, name))
+        app.command(name, context_settings=SETTINGS)(getattr(module, place))
     return get_command(app).commands[name]  # type: ignore[attr-defined]  # a callback makes it a group
 
 

@@ -1,0 +1,221 @@
+"""`wtool prune`: weights become zero, exactly as many as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wtool.cli import options
+from wtool.cli.console import Console
+from wtool.cli.pruning import FailIf, MaxShard, Work
+from wtool.errors import NoTensorsError, UsageError
+
+if TYPE_CHECKING:
+    from wtool.analysis.pruning import Limit, Part, Share
+    from wtool.checkpoint import Checkpoint
+    from wtool.kernels.masks import Mask
+    from wtool.ops.prune import Fate
+
+_ON_NAN = ("error", "keep")
+
+
+def prune(
+    src: options.Source,
+    dst: options.Target,
+    sparsity: Annotated[
+        float,
+        typer.Option(
+            "--sparsity", metavar="SHARE", min=0.0, max=1.0, help="The share of zeros, such as 0.9.", show_default=False
+        ),
+    ],
+    scope: Annotated[
+        str,
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help="global: that share of all weights together; layer, tensor: of each.",
+            autocompletion=options.one_of("global", "layer", "tensor"),
+        ),
+    ] = "global",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="magnitude: the smallest go; random.",
+            autocompletion=options.one_of("magnitude", "random"),
+        ),
+    ] = "magnitude",
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of random: what goes follows from it. Default 0.")
+    ] = None,
+    at_most: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at-most",
+            metavar="[GLOB=]SHARE",
+            help="No layer is sparser than this, counting its keys that match; the others give more. The first that matches a "
+            "key counts. Repeatable.",
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option("--mask", metavar="FILE", help="What an earlier round pruned: stays zero, and is not ranked again."),
+    ] = None,
+    of_remaining: Annotated[
+        bool, typer.Option("--of-remaining", help="With --mask: --sparsity is a share of the weights that it keeps.")
+    ] = False,
+    mask_out: Annotated[
+        str | None,
+        typer.Option("--mask-out", metavar="FILE", help="Write the masks too: safetensors, one bit for each weight."),
+    ] = None,
+    rewind: Annotated[
+        str | None,
+        typer.Option("--rewind", metavar="INIT", help="A checkpoint: the weights that stay take their values of there."),
+    ] = None,
+    rest: Annotated[
+        str | None,
+        typer.Option(
+            "--rest",
+            metavar="FROM",
+            help="With --rewind: all other tensors are those of init (default) or source.",
+            autocompletion=options.one_of("init", "source"),
+        ),
+    ] = None,
+    on_nan: Annotated[
+        str,
+        typer.Option(
+            "--on-nan",
+            metavar="POLICY",
+            help="NaN or Inf among the weights: error, or keep (never pruned, not counted).",
+            autocompletion=options.one_of(*_ON_NAN),
+        ),
+    ] = "error",
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Prune the floating tensors that match, and no others. Repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Keep these as they are. Repeatable.")
+    ] = None,
+    section: options.SectionName = None,
+    to: options.To = None,
+    max_shard: MaxShard = None,
+    fail_if: FailIf = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    strict: options.Strict = False,
+    jobs: options.Jobs = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+    format: options.Format = None,
+    report: options.ReportFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Set weights to zero by magnitude or at random: an exact share of them, in bounded memory, with masks.
+
+    Norms, biases and embeddings are kept, and all that has fewer than two axes; --include and --exclude decide otherwise. The
+    file does not become smaller: zeros are stored like other values.
+    """
+    from wtool.analysis.pruning import METHODS, SCOPES, Share
+    from wtool.ops.prune import RESTS
+
+    for value, words, what in (
+        (scope, SCOPES, "scope"),
+        (method, METHODS, "method"),
+        (on_nan, _ON_NAN, "policy"),
+        (rest or "init", RESTS, "source of the rest"),
+    ):
+        if value not in words:
+            raise UsageError(f"there is no {what} '{value}'", hint="one of " + ", ".join(words))
+    if seed is not None and method != "random":
+        raise UsageError("--seed is for --method random")
+    if of_remaining and mask is None:
+        raise UsageError("--of-remaining needs --mask")
+    if rest is not None and rewind is None:
+        raise UsageError("--rest needs --rewind")
+    share = Share(sparsity, scope, method, seed or 0, of_remaining, on_nan == "keep")
+    asked: dict[str, Any] = {"method": method, "sparsity": sparsity, "scope": scope}
+    asked |= {"seed": share.seed} if method == "random" else {}
+    asked |= {"at_most": list(at_most)} if at_most else {}
+    asked |= {"of_remaining": True} if of_remaining else {}
+    asked |= {"on_nan": on_nan} if on_nan != "error" else {}
+    asked |= {"include": list(include)} if include else {}
+    asked |= {"exclude": list(exclude)} if exclude else {}
+    limits = [parse_limit(text) for text in at_most or ()]
+    work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose))
+    work.show_as(json, format, report, fail_if, dry_run=dry_run)
+    found = work.fates(include or (), exclude or ())
+    before = {} if mask is None else work.masks(mask)
+    init = None if rewind is None else work.initial(rewind)
+    outs = None if mask_out is None else work.mask_target(mask_out, mask)
+    parts = _parts(work.part, found, before, limits, share)
+    if not parts:
+        raise NoTensorsError("no tensor is to be pruned", path=src, hint="--include names keys; -n says why they are kept")
+    left = {key: one for key, one in before.items() if key not in {part.key for part in parts}}
+    if dry_run:
+        masks = _blank([*(part.key for part in parts), *left])
+        expected = None
+        if not before and on_nan == "error" and scope == "global":
+            expected = round(sparsity * sum(part.tensor.elements for part in parts))
+        return work.finish(found, masks, asked, init=init, rest=rest or "init", expected=expected, mask_out=outs)
+    # Whatever forbids the output is found before the values are read.
+    work.plan(_blank([part.key for part in parts]), init, rest or "init", asked, None)
+    masks = left | work.chosen(parts, share)
+    return work.finish(found, masks, asked, init=init, rest=rest or "init", mask_out=outs)
+
+
+def parse_limit(text: str) -> Limit:
+    """`GLOB=SHARE`, or a share for all. UsageError."""
+    from wtool.analysis.pruning import Limit
+    from wtool.keys import matcher
+
+    glob, _, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"'{text}' is no limit", hint="GLOB=SHARE, as in 'h.0.**=0.5', the share from 0 to 1")
+    matcher((glob or "**",))
+    return Limit(glob or "**", share)
+
+
+def _blank(keys: Sequence[str]) -> dict[str, Mask]:
+    from wtool.kernels.masks import Everything
+
+    return dict.fromkeys(keys, Everything())
+
+
+def _parts(
+    part: Checkpoint, found: Sequence[Fate], before: Mapping[str, Mask], limits: Sequence[Limit], share: Share
+) -> list[Part]:
+    """The tensors to prune, tied ones once. UsageError for a limit that is for none of them."""
+    from wtool.analysis.pruning import Part
+    from wtool.keys import matcher, natural
+    from wtool.ops.prune import layer_of
+
+    def group(key: str) -> str:
+        return {"global": "", "layer": layer_of(key), "tensor": key}[share.scope]
+
+    globs = [matcher((limit.glob,)) for limit in limits]
+    earlier = {part[key].identity or key: mask for key, mask in before.items()}
+    used: set[int] = set()
+    parts: dict[object, Part] = {}
+    for key in sorted((fate.key for fate in found if fate.pruned), key=natural):
+        who = part[key].identity or key
+        number = next((number for number, matches in enumerate(globs) if matches(key)), None)
+        limited = None
+        if number is not None:
+            used.add(number)
+            name = key if share.scope == "tensor" else layer_of(key)
+            limited = f"{number} {name}", limits[number].share
+        if who not in parts:
+            parts[who] = Part(part[key].renamed(key), group(key), limited, earlier.get(who))
+    idle = next((limit for number, limit in enumerate(limits) if number not in used), None)
+    if idle is not None:
+        raise UsageError(f"no tensor that is pruned matches '{idle.glob}' of --at-most, or an earlier one takes them all")
+    return list(parts.values())
