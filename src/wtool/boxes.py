@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 _SCRATCH = 2 << 20  # bytes read at once while gathering
 _GAP = 8 << 10  # bytes as dear as one more call: a smaller hole in a view is cheaper to read than to jump over
 _LINE = 64  # bytes of a cache line
+_RUN = 64  # elements of the shortest run that is written by itself
 _STEP = 32 << 10  # bytes that are worth a call of numpy
 
 
@@ -153,9 +154,10 @@ def tile_of(shape: Shape, boxes: Sequence[Box], item: int, most: int, again: int
     packed = [1] * len(shape)
     for axis in rising:
         packed[axis] = min(shape[axis], max(most // prod(packed), 1))
-    found = min(better(slab), better(tuple(packed)))
-    # Numbers that are close are as good as equal, and one long write after the other is simplest.
-    return None if (found[0] + again) * 4 > cost(slab) * 3 else found[1]
+    price, tile = min(better(slab), better(tuple(packed)))
+    # Numbers that are close are as good as equal, and one long write after the other is simplest. Where shorter runs begin
+    # would be a list that takes more memory than is given.
+    return None if (price + again) * 4 > cost(slab) * 3 or run_of(shape, tile) < _RUN else tile
 
 
 def run_of(shape: Shape, tile: Shape) -> int:
