@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from support import checkpoint_on
 
 from wtool.between import map_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint
+from wtool.errors import KeyClashError
 from wtool.keys import merged
 
 
@@ -41,3 +43,16 @@ def test_what_is_kept_and_comes_back_is_not_said() -> None:
     for name in ("torch-to-flax", "torch-to-keras", "torch-to-mlx", "torch-to-nnx"):
         [done] = map_checkpoint(checkpoint, [name], unmatched="keep")[1]
         assert not any("kept" in warning for warning in done.warnings), name
+
+
+def test_a_dotted_key_that_keras_reads_as_a_path_is_said() -> None:
+    checkpoint = keyed({"fc.weight": (2, 3), "fc.bias": (2,), "block.kernel": (3, 4)})
+    [done] = map_checkpoint(checkpoint, ["torch-to-keras"], unmatched="keep")[1]
+    assert any("'block.kernel' becomes 'block.weight'" in warning for warning in done.warnings), done.warnings
+
+
+def test_two_keys_that_keras_reads_as_one_are_an_error() -> None:
+    """The file was written, and could not be mapped back."""
+    checkpoint = keyed({"a.weight": (3, 2), "a.bias": (3,), "a.kernel": (2, 3)})
+    with pytest.raises(KeyClashError, match=r"'a/kernel' and 'a\.kernel' would be read as one"):
+        map_checkpoint(checkpoint, ["torch-to-keras"], unmatched="keep")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from wtool.errors import MapError
+from wtool.errors import KeyClashError, MapError
 from wtool.maps.kinds import joined
 from wtool.maps.match import match
 from wtool.maps.recipe import Recipe
@@ -25,15 +25,23 @@ def taken_back(
     made: Mapping[str, LazyTensor],
     tensors: Mapping[str, LazyTensor],
     given: Mapping[str, int],
+    plain: Callable[[str], str],
 ) -> list[str]:
-    """What is said where a key that was kept looks like part of a layer on the other side, or hides one from the way back."""
+    """What is said where a key that was kept looks like part of a layer on the other side, or hides one from the way back.
+
+    `plain` gives a name as it is read there. KeyClashError if two are read as one.
+    """
     if not kept:
         return []
+    seen: dict[str, LazyTensor] = {}
+    for name, tensor in made.items():
+        if seen.setdefault(plain(name), tensor) is not tensor:
+            raise KeyClashError(f"'{seen[plain(name)].key}' and '{tensor.key}' would be read as one, '{plain(name)}'")
     try:
-        back = match(recipe.reverse(), made, given, {name: tensor.shape for name, tensor in tensors.items()})
+        back = match(recipe.reverse(), seen, given, {name: tensor.shape for name, tensor in tensors.items()})
     except MapError as error:
         return [f"with what is kept as it is, there is no way back: {error.message}"]
-    came = {onto: name for name, onto in kept.items()}
+    came = {plain(onto): name for name, onto in kept.items()}
     there = {source: row.targets for row in back.rows for source in row.sources}
     wrong = [f"'{name}' becomes '{there[onto][0]}'" for onto, name in came.items() if (name,) != there.get(onto, (name,))]
     wrong += [f"no rule takes '{name}'" for name in back.left if name not in came]

@@ -117,7 +117,7 @@ def resolve(
         order = {name: place for place, name in enumerate(tensors)}
         in_order = sorted(matched.rows, key=lambda row: order[row.sources[0]])
         warnings = [*_strange(recipe, checkpoint), *_doubts(rows), *flat_doubts(in_order, (source, target), tensors)]
-        warnings += taken_back(recipe, kept, made, tensors, given)
+        warnings += taken_back(recipe, kept, made, tensors, given, _plainer(recipe, 1))
         keys = {name: written_key(name, target) for name in made}
         own: tuple[LazyTensor, ...] = ()
         if like is not None:
