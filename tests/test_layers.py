@@ -14,7 +14,7 @@ ROOTS = [
     ["dtypes", "keys", "report", "bytesource", "sizes", "journal"],
     ["boxes", "lfs"],
     ["tensor"],
-    ["checkpoint", "plan", "views"],
+    ["checkpoint", "plan", "views", "sparse"],
     ["adapter", "stage"],
     ["write"],
     ["api"],
@@ -25,8 +25,8 @@ UP_TO_ADAPTER = {name for name, level in LEVEL.items() if level <= LEVEL["adapte
 FAMILIES = {
     "formats": UP_TO_ADAPTER | {"kernels"},
     "kernels": {"dtypes", "errors"},
-    "ops": {"errors", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels", "maps"},
-    "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "checkpoint", "kernels"},
+    "ops": {"errors", "bytesource", "dtypes", "keys", "report", "tensor", "views", "sparse", "checkpoint", "kernels", "maps"},
+    "analysis": {"errors", "dtypes", "keys", "report", "sizes", "tensor", "views", "sparse", "checkpoint", "kernels"},
     "render": {"report"},
     "maps": {"errors", "text", "bytesource", "dtypes", "keys", "report", "tensor", "views", "checkpoint", "kernels"},
 }
@@ -36,7 +36,7 @@ SHARED = {
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
     | {"trim", "masks"},
-    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties"},
+    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo"},
     "analysis": {
         "parallel",
         "plain",
