@@ -49,7 +49,7 @@ def structured(
     Those compete whose keys have the same `scope`: each tensor's alone, unless it is given. The ones with the largest norms
     stay; of equal ones those that come first, by the order of `tensors`, then of the groups. Groups that hold NaN or an
     infinity are a NotFiniteError that names `name`, or, with `odd`, are never zeroed and not counted. UsageError for a tensor
-    without such groups, LimitError for more than MOST that compete. `progress` is told of elements.
+    without such groups, LimitError for more than MOST that compete. `progress` is told of bytes.
     """
     if norm not in NORMS:
         raise UsageError(f"unknown norm '{norm}'", hint="one of " + ", ".join(NORMS))
@@ -111,7 +111,7 @@ def sums(
                 at += size
             start += len(block)
             if progress is not None:
-                progress(len(block))
+                progress(block.nbytes)
     if not odd and not np.isfinite(totals).all():
         for block in tensor.blocks(stripe=_STRIPE):
             for at in range(0, len(block), PIECE):

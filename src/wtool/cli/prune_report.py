@@ -70,9 +70,13 @@ def prune_report(
     owners: Mapping[str, str],
     checks: Sequence[Check] = (),
     expected: int | None = None,
+    dropped: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
     verbose: bool = False,
 ) -> Report:
     """`done` and `shares` are None for a dry run, of which `expected` zeros are told.
+
+    `dropped` is what was left out before, and `beside` names the other files of a folder.
 
     `owners` says for each pruned key under which one its shares were collected: that of a tied tensor.
     """
@@ -88,6 +92,8 @@ def prune_report(
         "format": plan.format,
         "asked": dict(asked),
         "files": [{"path": p, "bytes": f.size} for p, f in zip(plan.paths, plan.plan.layout.files, strict=True)],
+        "beside": list(beside),
+        "dropped": dict(dropped) if dropped else None,
         "weights": elements,
         "zeros": zeros,
         "sparsity": None if zeros is None else _share(zeros, elements),
@@ -156,14 +162,19 @@ def _layers(source: Checkpoint, shares: Shares | None, once: Sequence[str]) -> l
 def _facts(data: Mapping[str, Any]) -> Facts:
     dry, weights = data["dry_run"], data["weights"]
     rows = [("asked", " ".join(f"{name.replace('_', '-')} {_said(value)}" for name, value in data["asked"].items()))]
-    if data["zeros"] is not None:
+    if (gone := data["dropped"]) is not None:
+        rows += [("dropped", f"{_runs(numbers)} of {name}") for name, numbers in _lists(gone)]
+        rows.append(("", f"{gone['tensors']:,} tensors, {format_size(gone['bytes'])}"))
+    if data["zeros"] is not None and weights:
         rows.append(("would be zero" if dry else "zero", f"{data['zeros']:,} of {weights:,} weights, {data['sparsity']:.6g}"))
-    if data["energy"] is not None:
+    if data["energy"] is not None and weights:
         rows.append(("energy kept", f"{data['energy']:.6g} of the sum of squares"))
     rows.append(("would write" if dry else "wrote", f"{data['target']}, {format_size(data['bytes'])}"))
     if len(data["files"]) > 1:
         rows += [("", f"{file['path']}, {format_size(file['bytes'])}") for file in data["files"]]
-    if data["nonzero_bytes"] is not None:
+    if data["beside"]:
+        rows.append(("beside", ", ".join(data["beside"])))
+    if data["nonzero_bytes"] is not None and weights:
         rows.append(("not zero", f"{format_size(data['nonzero_bytes'])}, and {format_size(data['mask_bytes'])} of mask"))
     if data["tied"]:
         count = len(data["tied"])
@@ -171,6 +182,26 @@ def _facts(data: Mapping[str, Any]) -> Facts:
     if not dry:
         rows.append(("time", f"{data['seconds']:.2f} s"))
     return Facts(tuple(rows))
+
+
+def _lists(gone: Mapping[str, Any]) -> list[tuple[str, Sequence[int]]]:
+    """Names, and the numbers left out of them; layers that lost the same experts as one."""
+    rows = [(prefix.rstrip("./_"), numbers) for prefix, numbers in gone.get("layers", {}).items()]
+    groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    for base, numbers in gone.get("experts", {}).items():
+        groups.setdefault((tuple(numbers), pattern(base)), []).append(f"{base}experts")
+    return [*rows, *((merged(sorted(names, key=natural)), numbers) for (numbers, _), names in groups.items())]
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """`1-3,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def _said(value: Any) -> str:
