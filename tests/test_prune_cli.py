@@ -196,12 +196,48 @@ def test_onto_itself(model: Path, capsys: Captured) -> None:
         (["--sparsity", "0.5", "--fail-if", "energy<3", "-n"], "not with --dry-run"),
         (["--sparsity", "0.5", "--mask", "m.safetensors"], "holds no masks"),
         (["--sparsity", "0.5", "--mask-out", "o.safetensors"], "itself"),
-        ([], "sparsity"),
+        ([], "how many"),
+        (["--sparsity", "0.5", "--pattern", "2:4"], "goes with no --sparsity"),
+        (["--pattern", "2:4", "--structure", "row"], "goes with no --structure"),
+        (["--pattern", "2:4", "--scope", "tensor"], "has no --scope"),
+        (["--pattern", "4:4"], "no pattern"),
+        (["--pattern", "2:4", "--method", "random"], "goes with neither"),
+        (["--pattern", "2:4"], "no multiple of 4"),
+        (["--pattern", "2:4", "-n"], "no multiple of 4"),
+        (["--structure", "row"], "needs --sparsity"),
+        (["--structure", "filter", "--sparsity", "0.5"], "no tensor is to be pruned"),
+        (["--structure", "head", "--sparsity", "0.5"], "unknown structure"),
+        (["--sparsity", "0.5", "--norm", "l1"], "--norm is for"),
     ],
 )
 def test_usage(model: Path, capsys: Captured, argv: list[str], words: str) -> None:
     assert words in bad(capsys, "prune", model, "o.safetensors", *argv)["message"]
     assert sorted(path.name for path in Path().iterdir()) == ["m.safetensors"]
+
+
+def test_patterns(model: Path, capsys: Captured) -> None:
+    data = good(capsys, "prune", model, "o.safetensors", "--pattern", "2:3", "--mask-out", "k.safetensors")
+    assert (data["zeros"], data["asked"]) == (1600, {"method": "magnitude", "pattern": "2:3"})
+    before, after = arrays(model), arrays("o.safetensors")
+    for row in data["tensors"]:
+        if row["pruned"]:
+            threes = np.abs(before[row["key"]]).reshape(-1, 3)
+            expected = np.where(threes == threes.min(1, keepdims=True), 0, before[row["key"]].reshape(-1, 3))
+            assert (after[row["key"]].reshape(-1, 3) == expected).all()
+    good(capsys, "apply-mask", model, "k.safetensors", "p.safetensors")
+    assert all((after[key] == value).all() for key, value in arrays("p.safetensors").items())
+
+
+@pytest.mark.parametrize(("scope", "rows"), [("tensor", [10] * 8), ("layer", [20] * 4), ("global", [80])])
+def test_structures(model: Path, capsys: Captured, scope: str, rows: list[int]) -> None:
+    more = ["--structure", "row", "--sparsity", 0.5, "--scope", scope]
+    data = good(capsys, "prune", model, "o.safetensors", *more)
+    dead = {key: (value == 0).all(1) for key, value in arrays("o.safetensors").items() if value.ndim == 2}
+    counts = [int(dead[row["key"]].sum()) for row in data["tensors"] if row["pruned"]]
+    assert [sum(counts[at : at + 8 // len(rows)]) for at in range(0, 8, 8 // len(rows))] == rows
+    assert data["zeros"] == 2400 and data["asked"]["structure"] == "row" and data["asked"]["norm"] == "l2"
+    blocks = good(capsys, "prune", model, "b.safetensors", "--structure", "block:5x3", "--norm", "l1", "--sparsity", 0.25)
+    assert blocks["zeros"] == 1200
 
 
 def test_text(model: Path, capsys: Captured) -> None:

@@ -17,7 +17,7 @@ COMMANDS = {
     "convert": "Write a checkpoint in another format, dtype, sharding, or with other keys.",
     "diff": "Say whether two checkpoints hold the same weights, and what differs: structure first, then how far values moved.",
     "average": "Average checkpoints: a mean, SWA, EMA, model soups, task arithmetic; in float64, rounded once, in constant memory.",
-    "prune": "Set weights to zero by magnitude or at random: an exact share of them, in bounded memory, with masks.",
+    "prune": "Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.",
     "apply-mask": "Set to zero what masks say, as after training went on without them, and keep all else bit for bit.",
     "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and how far it "
     "moved.",

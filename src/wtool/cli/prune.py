@@ -25,11 +25,11 @@ def prune(
     src: options.Source,
     dst: options.Target,
     sparsity: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--sparsity", metavar="SHARE", min=0.0, max=1.0, help="The share of zeros, such as 0.9.", show_default=False
         ),
-    ],
+    ] = None,
     scope: Annotated[
         str,
         typer.Option(
@@ -48,6 +48,25 @@ def prune(
             autocompletion=options.one_of("magnitude", "random"),
         ),
     ] = "magnitude",
+    pattern: Annotated[
+        str | None,
+        typer.Option("--pattern", metavar="N:M", help="Of every M values in a row only the N largest stay, as in 2:4."),
+    ] = None,
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            "--structure",
+            metavar="KIND",
+            help="Zero whole groups, those of the smallest norm: row, column, filter or block:16x16. --sparsity is of groups.",
+            autocompletion=options.one_of("row", "column", "filter", "block:16x16"),
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            "--norm", metavar="NAME", help="Of --structure: l2 (default) or l1.", autocompletion=options.one_of("l2", "l1")
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Of random: what goes follows from it. Default 0.")
     ] = None,
@@ -115,12 +134,13 @@ def prune(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Set weights to zero by magnitude or at random: an exact share of them, in bounded memory, with masks.
+    """Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.
 
     Norms, biases and embeddings are kept, and all that has fewer than two axes; --include and --exclude decide otherwise. The
     file does not become smaller: zeros are stored like other values.
     """
     from wtool.analysis.pruning import METHODS, SCOPES, Share
+    from wtool.cli import prune_regular as regular
     from wtool.ops.prune import RESTS
 
     for value, words, what in (
@@ -137,8 +157,18 @@ def prune(
         raise UsageError("--of-remaining needs --mask")
     if rest is not None and rewind is None:
         raise UsageError("--rest needs --rewind")
-    share = Share(sparsity, scope, method, seed or 0, of_remaining, on_nan == "keep")
-    asked: dict[str, Any] = {"method": method, "sparsity": sparsity, "scope": scope}
+    groups = regular.parse(pattern, structure, norm, sparsity)
+    if groups is not None:
+        for said, name in ((mask, "--mask"), (at_most, "--at-most"), (method == "random", "--method random")):
+            if said:
+                raise UsageError(f"{name} goes with neither --pattern nor --structure")
+    elif sparsity is None:
+        raise UsageError("how many are to go?", hint="--sparsity 0.9, or --pattern 2:4")
+    if pattern is not None and scope != "global":
+        raise UsageError("--pattern has no --scope: it is the same everywhere")
+    share = Share(sparsity or 0.0, scope, method, seed or 0, of_remaining, on_nan == "keep")
+    asked: dict[str, Any] = {"method": method} | ({} if sparsity is None else {"sparsity": sparsity, "scope": scope})
+    asked |= {} if groups is None else groups.told()
     asked |= {"seed": share.seed} if method == "random" else {}
     asked |= {"at_most": list(at_most)} if at_most else {}
     asked |= {"of_remaining": True} if of_remaining else {}
@@ -149,6 +179,8 @@ def prune(
     work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose))
     work.show_as(json, format, report, fail_if, dry_run=dry_run)
     found = work.fates(include or (), exclude or ())
+    if groups is not None:
+        found = groups.fitting(found, work.part)
     before = {} if mask is None else work.masks(mask)
     init = None if rewind is None else work.initial(rewind)
     outs = None if mask_out is None else work.mask_target(mask_out, mask)
@@ -159,12 +191,14 @@ def prune(
     if dry_run:
         masks = _blank([*(part.key for part in parts), *left])
         expected = None
-        if not before and on_nan == "error" and scope == "global":
-            expected = round(sparsity * sum(part.tensor.elements for part in parts))
+        if groups is not None:
+            groups.checked(parts, src)
+        elif not before and on_nan == "error" and scope == "global":
+            expected = round(share.sparsity * sum(part.tensor.elements for part in parts))
         return work.finish(found, masks, asked, init=init, rest=rest or "init", expected=expected, mask_out=outs)
     # Whatever forbids the output is found before the values are read.
     work.plan(_blank([part.key for part in parts]), init, rest or "init", asked, None)
-    masks = left | work.chosen(parts, share)
+    masks = left | work.chosen(parts, share, groups)
     return work.finish(found, masks, asked, init=init, rest=rest or "init", mask_out=outs)
 
 

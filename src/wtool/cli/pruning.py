@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wtool.analysis.pruning import Part, Share
     from wtool.api import Loss, SavePlan
     from wtool.checkpoint import Checkpoint
+    from wtool.cli.prune_regular import Regular
     from wtool.kernels.masks import Mask
     from wtool.ops.prune import Fate
 
@@ -109,9 +110,11 @@ class Work:
             raise UsageError(f"--mask-out is {taken[os.path.realpath(path)]} itself", path=path, hint="give it another name")
         return path
 
-    def chosen(self, parts: Sequence[Part], share: Share) -> dict[str, Mask]:
+    def chosen(self, parts: Sequence[Part], share: Share, groups: Regular | None) -> dict[str, Mask]:
         from wtool.analysis.pruning import chosen
 
+        if groups is not None:
+            return groups.masks(parts, self.src, odd=share.keep_odd, jobs=self.jobs)
         with self.console.progress("ranking", 2 * sum(part.tensor.nbytes for part in parts)) as advance:
             return chosen(parts, share, self.src, jobs=self.jobs, progress=advance)
 
