@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wtool.cli import options
+from wtool.cli import drops, options
 from wtool.cli.console import Console
 from wtool.cli.pruning import FailIf, MaxShard, Work
 from wtool.errors import NoTensorsError, UsageError
@@ -67,6 +67,10 @@ def prune(
             "--norm", metavar="NAME", help="Of --structure: l2 (default) or l1.", autocompletion=options.one_of("l2", "l1")
         ),
     ] = None,
+    drop_layers: drops.Layers = None,
+    layers_of: drops.LayersOf = None,
+    drop_experts: drops.Dropped = None,
+    experts: drops.Kept = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Of random: what goes follows from it. Default 0.")
     ] = None,
@@ -136,8 +140,8 @@ def prune(
 ) -> int:
     """Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.
 
-    Norms, biases and embeddings are kept, and all that has fewer than two axes; --include and --exclude decide otherwise. The
-    file does not become smaller: zeros are stored like other values.
+    Or leave whole layers or experts out. Norms, biases and embeddings are kept, and all that has fewer than two axes;
+    --include and --exclude decide otherwise. The file does not become smaller by zeros: they are stored like other values.
     """
     from wtool.analysis.pruning import METHODS, SCOPES, Share
     from wtool.cli import prune_regular as regular
@@ -162,8 +166,17 @@ def prune(
         for said, name in ((mask, "--mask"), (at_most, "--at-most"), (method == "random", "--method random")):
             if said:
                 raise UsageError(f"{name} goes with neither --pattern nor --structure")
-    elif sparsity is None:
-        raise UsageError("how many are to go?", hint="--sparsity 0.9, or --pattern 2:4")
+    out: dict[str, Any] = {"drop_layers": drop_layers, "layers_of": layers_of, "drop_experts": drop_experts}
+    out = {name: value for name, value in (out | {"experts": experts}).items() if value}
+    zeroes = groups is not None or sparsity is not None
+    if not zeroes and not out:
+        raise UsageError("how many are to go?", hint="--sparsity 0.9, --pattern 2:4, --drop-layers 20-27 or --experts 6")
+    if out:  # masks and initial values are of layers that have other numbers
+        drops.alone({"--mask": mask, "--rewind": rewind}, "--drop-layers, --drop-experts or --experts")
+    if not zeroes:
+        only: dict[str, Any] = {"--include": include, "--exclude": exclude, "--mask-out": mask_out, "--fail-if": fail_if}
+        only |= {"--at-most": at_most, "--method random": method == "random"}
+        drops.alone(only, "what only leaves layers or experts out")
     if pattern is not None and scope != "global":
         raise UsageError("--pattern has no --scope: it is the same everywhere")
     share = Share(sparsity or 0.0, scope, method, seed or 0, of_remaining, on_nan == "keep")
@@ -175,9 +188,13 @@ def prune(
     asked |= {"on_nan": on_nan} if on_nan != "error" else {}
     asked |= {"include": list(include)} if include else {}
     asked |= {"exclude": list(exclude)} if exclude else {}
+    asked = (asked if zeroes else {}) | out
     limits = [parse_limit(text) for text in at_most or ()]
     work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose))
     work.show_as(json, format, report, fail_if, dry_run=dry_run)
+    drops.drop(work, drop_layers, layers_of, drop_experts, experts)
+    if not zeroes:
+        return work.finish([], {}, asked)
     found = work.fates(include or (), exclude or ())
     if groups is not None:
         found = groups.fitting(found, work.part)

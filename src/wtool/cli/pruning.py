@@ -17,6 +17,7 @@ from wtool.sizes import parse_size
 if TYPE_CHECKING:
     from wtool.analysis.pruning import Part, Share
     from wtool.api import Loss, SavePlan
+    from wtool.bytesource import ByteSource
     from wtool.checkpoint import Checkpoint
     from wtool.cli.prune_regular import Regular
     from wtool.kernels.masks import Mask
@@ -62,6 +63,8 @@ class Work:
         self.jobs = options.worker_count(jobs)
         self.whole = open_checkpoint(src, section="all")
         self.part = self.whole.section(section)
+        self.dropped: dict[str, Any] = {}  # what was left out of it
+        self.beside: dict[str, ByteSource] = {}  # what else goes into the folder that is written
         for warning in self.part.warnings:
             console.warn(warning.message, src)
         dangerous = [found.name for found in self.part.globals if found.verdict == "dangerous"]
@@ -171,7 +174,7 @@ class Work:
                 with self.console.progress("writing the masks", sum(job.nbytes for job in bits.plan.jobs)) as advance:
                     save(bits, jobs=self.jobs, memory=self.memory, progress=advance)
             with self.console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
-                done = save(plan, jobs=self.jobs, memory=self.memory, progress=advance)
+                done = save(plan, jobs=self.jobs, memory=self.memory, progress=advance, beside=self.beside)
         losses = plan.losses if done is None else done.losses
         for note in (*plan.notes, *lost(losses, future=self.dry_run)):
             self.console.note(note)
@@ -187,6 +190,8 @@ class Work:
             owners=owners,
             checks=self.checks,
             expected=expected,
+            dropped=self.dropped,
+            beside=tuple(self.beside),
             verbose=self.console.verbose,
         )
         if not (self.console.quiet and self.kind == "text"):
