@@ -55,6 +55,7 @@ SHARED = {
         "listing",
         "select",
         "search",
+        "halved",
     },
     "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {

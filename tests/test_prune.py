@@ -11,12 +11,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from wtool.analysis.halved import largest_halves
 from wtool.analysis.pruning import Part, Share, Shares, chosen
+from wtool.analysis.select import Own, largest
 from wtool.api import open_checkpoint, save_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
 from wtool.errors import CorruptError, MismatchError, NotFiniteError, UsageError
+from wtool.kernels.masks import ByMagnitude
 from wtool.ops.prune import Prune, fates, layer_of, mask_checkpoint, read_masks
 from wtool.tensor import LazyTensor
 from wtool.views import transpose
@@ -113,6 +116,44 @@ def test_every_dtype_has_the_exact_count(unit: str, sparsity: float) -> None:
     assert np.count_nonzero(~ours) == round(sparsity * values.size)
     sizes = np.abs(values.astype("f8"))
     assert sizes[ours].min() >= sizes[~ours].max()
+
+
+@pytest.mark.parametrize("unit", ["bf16", "f16"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_halves_are_ranked_as_all_others_are(unit: str, jobs: int) -> None:
+    tensors = [lazy(f"h.{n}", random(n, (n + 1, 70001)).astype(UNITS[unit])) for n in range(4)]
+    tensors.append(lazy("h.5", np.full((3, 5), 0.5).astype(UNITS[unit])))
+    total = sum(tensor.elements for tensor in tensors)
+    for rank in (0, 1, 7, total // 2, total // 2 + 3, total - 1, total):
+        one = largest([Own(tensor, "here") for tensor in tensors], {0: rank}, jobs=jobs)
+        two = largest_halves(tensors, rank, "here", jobs=jobs)
+        for tensor in tensors:
+            values = tensor.array().reshape(-1)
+            first, second = (
+                ByMagnitude(keep, tensor.dtype).keeps(0, values) for keep in (one[0, tensor.key], two[tensor.key])
+            )
+            assert (first == second).all()
+    for odd, said in ((np.nan, "NaN"), (-np.inf, "an infinity")):
+        bad = lazy("x", np.array([[1, odd]]).astype(UNITS[unit]))
+        with pytest.raises(NotFiniteError, match=f"'x' holds {said}"):
+            largest_halves([tensors[0], bad], 3, "here")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e4, 1e30])
+def test_energy_is_that_of_f64(unit: str, scale: float) -> None:
+    with np.errstate(over="ignore"):
+        values = (random(1, (300, 200)) * np.float32(scale)).astype(UNITS[unit])
+    tensor = lazy("w", values)
+    if not np.isfinite(values.astype("f8")).all():
+        return
+    shares = Shares()
+    Prune(chosen([Part(tensor)], Share(0.7), "here"), tell=lambda key: shares.of(tensor))(checkpoint({"w": values}))[
+        "w"
+    ].array()
+    exact = values.astype("f8") ** 2
+    expected = np.sort(exact.reshape(-1))[42000:].sum() / exact.sum() if exact.any() else 1
+    assert shares.energy(["w"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dtypes_are_mixed_by_value() -> None:
@@ -220,6 +261,22 @@ def test_rounds_never_revive_and_count_what_is_asked(method: str) -> None:
     assert sum(np.count_nonzero(~kept(tensors[key], mask)) for key, mask in total.items()) == 4500
     with pytest.raises(UsageError, match="the mask prunes"):
         chosen([Part(t, "", None, bits[k]) for k, t in tensors.items()], Share(0.5, method=method), "here")
+
+
+def test_rounds_are_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import prune
+
+    values = random(4, (37, 29))
+    layer = torch.nn.Linear(29, 37)
+    layer.weight.data = torch.from_numpy(values.copy())
+    source = checkpoint({"weight": values})
+    bits = None
+    for _ in range(4):
+        prune.l1_unstructured(layer, "weight", amount=0.3)
+        found = chosen([Part(source["weight"], before=bits)], Share(0.3, of_remaining=True), "here")
+        bits = read_masks(mask_checkpoint(source, found), source)["weight"]
+        assert (kept(source["weight"], bits) == layer.weight_mask.numpy().astype(bool)).all()
 
 
 def test_a_round_may_have_masks_for_some_tensors_only() -> None:

@@ -11,12 +11,16 @@ from math import floor, fsum, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from wtool.analysis.halved import largest_halves
 from wtool.analysis.parallel import each
 from wtool.analysis.search import TOP
 from wtool.analysis.select import ROOM, Magnitudes, Own, largest
+from wtool.dtypes import DType, dtype
 from wtool.errors import UsageError
+from wtool.kernels.buffers import scratch
+from wtool.kernels.cast import route
 from wtool.kernels.combine import PIECE, blame, dot, wide
-from wtool.kernels.masks import Both, ByChance, ByMagnitude, Everything, Finite, Mask, tickets
+from wtool.kernels.masks import Both, ByBits, ByChance, ByMagnitude, Everything, Finite, Mask, tickets
 from wtool.kernels.trim import ALL, Keep
 from wtool.tensor import LazyTensor
 
@@ -27,6 +31,8 @@ SCOPES = ("global", "layer", "tensor")
 METHODS = ("magnitude", "random")
 _SLOT = 92
 _ROW = 1 << 13
+_SINGLE = ("f32", "bf16", "f16")  # squares are summed up in f32 first
+_TINY = 1e-20  # below it squares may be lost in f32
 _DIGITS = 9  # of a share of energy: runs are cut in other places with other numbers of threads
 
 
@@ -114,7 +120,9 @@ class _Ranked:
             start += len(block)
 
     def count(self) -> tuple[int, int]:
-        """How many values are gone already, and how many of the others are not finite."""
+        """How many values are gone already, and how many of the others are not finite (0 where those are an error anyway)."""
+        if not self.share.keep_odd and (self.part.before is None or isinstance(self.part.before, ByBits)):
+            return 0 if self.part.before is None else self.elements - self.part.before.count(self.elements), 0
         gone = odd = 0
         for _, values, kept in self.pieces():
             gone += len(kept) - int(np.count_nonzero(kept))
@@ -237,6 +245,10 @@ class _Work:
         return found
 
     def largest(self, members: Sequence[_Member], zeros: int, jobs: int, room: int) -> dict[str, Keep]:
+        tensors = [member.part.tensor for member in members]
+        if not self.shifted and len({tensor.dtype for tensor in tensors}) == 1 and tensors[0].dtype.bits == 16:
+            rank = sum(tensor.elements for tensor in tensors) - zeros
+            return largest_halves(tensors, rank, self.name, jobs=jobs, progress=self._bytes(members))
         streams: list[Magnitudes] = [self.stream(member.part) for member in members]
         rank = sum(member.elements for member in members) - zeros
         found = largest(streams, {0: rank}, jobs=jobs, room=room, progress=self._bytes(members))
@@ -308,8 +320,8 @@ class Shares:
             before = after = 0.0
             for at in range(0, len(values), PIECE):
                 some, stays = values[at : at + PIECE], kept[at : at + PIECE]
-                one, two = _energies(some, stays) if row.name == "f32" else (inf, inf)
-                if not one < inf:
+                one, two = _energies(single(some, row), stays) if row.name in _SINGLE else (inf, inf)
+                if not _TINY < one < inf:
                     exact = wide(some, row, _SLOT)
                     with np.errstate(all="ignore"):
                         np.copyto(exact, 0.0, where=~np.isfinite(exact))
@@ -329,6 +341,20 @@ class Shares:
         before = fsum(value for key in keys for value in self._squares[key][0])
         after = fsum(value for key in keys for value in self._squares[key][1])
         return round(after / before, _DIGITS) if before else 1.0
+
+
+def single(values: NDArray[np.generic], row: DType) -> NDArray[np.generic]:
+    """Values of at most 32 bits as f32; at most CHUNK, in scratch where they are others."""
+    if row.name == "f32":
+        return values
+    found = scratch("f4", len(values), _SLOT)
+    if row.name == "bf16":
+        bits = found.view(np.uint32)
+        np.copyto(bits, values.view(np.uint16))
+        np.left_shift(bits, np.uint32(16), out=bits)
+    else:
+        route(row, dtype("f32"))(values, found)
+    return found
 
 
 def _energies(values: NDArray[np.generic], kept: NDArray[np.bool_]) -> tuple[float, float]:

@@ -137,6 +137,15 @@ class ByBits:
         found = np.unpackbits(self.bits.flat(first, stop), bitorder="little").view(np.bool_)
         return found[start % 8 :][: len(block)]
 
+    def count(self, elements: int) -> int:
+        """How many of a tensor's values are kept."""
+        kept = 0
+        for start in range(0, elements, CHUNK * 8):
+            some = min(CHUNK * 8, elements - start)
+            bits = self.bits.flat(start // 8, -(-(start + some) // 8))
+            kept += int(np.count_nonzero(np.unpackbits(bits, count=some, bitorder="little")))
+        return kept
+
 
 @dataclass(frozen=True, slots=True)
 class Both:
