@@ -234,6 +234,22 @@ def test_what_is_not_finite_is_named_or_stays() -> None:
         assert np.count_nonzero(everything) == 2 and everything[3, 4]
 
 
+@pytest.mark.parametrize("sparsity", [0.55, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("keep_odd", [False, True])
+def test_halves_have_the_rounds_of_singles(sparsity: float, keep_odd: bool) -> None:
+    arrays = {f"h.{n}": random(n, (60, 71)).astype(ml_dtypes.bfloat16) for n in range(3)}
+    if keep_odd:
+        arrays["h.1"][2, 3], arrays["h.2"][4, 4:9] = np.nan, np.inf
+    found = []
+    for unit in (ml_dtypes.bfloat16, np.float32):
+        source = checkpoint({key: value.astype(unit) for key, value in arrays.items()})
+        first = chosen([Part(source[key]) for key in arrays], Share(0.5, method="random", keep_odd=keep_odd), "here")
+        share = Share(sparsity, keep_odd=keep_odd)
+        masks = chosen([Part(source[key], before=first[key]) for key in arrays], share, "here", jobs=2)
+        found.append(np.concatenate([kept(source[key], mask) for key, mask in masks.items()]))
+    assert (found[0] == found[1]).all()
+
+
 @pytest.mark.parametrize("method", ["magnitude", "random"])
 def test_rounds_never_revive_and_count_what_is_asked(method: str) -> None:
     arrays = {f"h.{n}.w": random(n, (40, 50)) for n in range(3)}

@@ -167,7 +167,8 @@ def test_nan(model: Path, capsys: Captured) -> None:
     values[0, 0] = np.nan
     write(Path("nan.pth"), {"a.weight": values})
     found = bad(capsys, "prune", "nan.pth", "o.pth", "--sparsity", 0.5)
-    assert found["code"] == "not-finite" and "'a.weight'" in found["message"] and not Path("o.pth").exists()
+    assert found["code"] == "not-finite" and "'a.weight'" in found["message"] and "--on-nan keep" in found["hint"]
+    assert not Path("o.pth").exists()
     data = good(capsys, "prune", "nan.pth", "o.pth", "--sparsity", 0.5, "--on-nan", "keep")
     assert data["zeros"] == round(0.5 * 99) and 0 < data["energy"] < 1
     assert np.isnan(arrays("o.pth")["a.weight"][0, 0])

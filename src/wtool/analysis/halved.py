@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wtool.analysis.parallel import each
 from wtool.kernels.buffers import CHUNK
 from wtool.kernels.combine import blame
-from wtool.kernels.masks import codes, first_odd
+from wtool.kernels.masks import Mask, codes, first_odd
 from wtool.kernels.trim import ALL, NONE, Keep
 from wtool.tensor import LazyTensor
 
@@ -22,26 +22,34 @@ _CODES = 1 << 15
 
 
 def largest_halves(
-    tensors: Sequence[LazyTensor], rank: int, name: str, *, jobs: int = 1, progress: Callable[[int], None] | None = None
+    tensors: Sequence[LazyTensor],
+    rank: int,
+    name: str,
+    *,
+    before: Mapping[str, Mask] | None = None,
+    odd: bool = False,
+    jobs: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Keep]:
     """What remains of each tensor if `rank` values of all are kept: as analysis.select answers, with the same ties.
 
-    All are of one floating dtype of two bytes. NotFiniteError, with `name`. `progress` is told of elements.
+    All are of one floating dtype of two bytes. Values that `before` does not keep do not count. Those that are not finite
+    are a NotFiniteError, with `name`, or, if `odd`, the largest. `progress` is told of elements.
     """
+    masks = before or {}
     row = tensors[0].dtype
     counts = np.zeros(_CODES, np.int64)
     lock = threading.Lock()
 
     def count(tensor: LazyTensor) -> None:
         own = np.zeros(_CODES, np.int64)
-        for _, found in _pieces(tensor):
-            own += np.bincount(found, minlength=_CODES)
+        for _, found, kept in _pieces(tensor, masks.get(tensor.key)):
+            own += np.bincount(found if kept is None else found[kept], minlength=_CODES)
             if progress is not None:
                 progress(len(found))
         edge = first_odd(row)
-        if own[edge:].any():
-            odd = np.nan if own[edge + 1 :].any() else np.inf
-            blame(tensor.key, [name], [np.array([odd])])
+        if not odd and own[edge:].any():
+            blame(tensor.key, [name], [np.array([np.nan if own[edge + 1 :].any() else np.inf])])
         with lock:
             np.add(counts, own, out=counts)
 
@@ -51,35 +59,46 @@ def largest_halves(
     rising = np.cumsum(counts[::-1])
     place = int(np.searchsorted(rising, rank))
     code = _CODES - 1 - place
+    if code >= first_odd(row):
+        return {tensor.key: NONE for tensor in tensors}
     left = rank - int(rising[place]) + int(counts[code])  # of those equal to the smallest that stays
     threshold = float(np.array([code], np.uint16).view(row.numpy()).astype(np.float64)[0])
     if left == counts[code]:
         return {tensor.key: Keep(threshold, tensor.elements) for tensor in tensors}
 
     def equal(tensor: LazyTensor) -> int:
-        return sum(int(np.count_nonzero(found == code)) for _, found in _pieces(tensor))
+        return sum(
+            int(np.count_nonzero(_same(found, kept, code))) for _, found, kept in _pieces(tensor, masks.get(tensor.key))
+        )
 
     keeps = {}
     for tensor, same in zip(tensors, each(tensors, equal, jobs), strict=True):
-        until = tensor.elements if left >= same else _place(tensor, code, left) + 1 if left else 0
+        until = tensor.elements if left >= same else _place(tensor, masks.get(tensor.key), code, left) + 1 if left else 0
         keeps[tensor.key] = Keep(threshold, until)
         left = max(left - same, 0)
     return keeps
 
 
-def _pieces(tensor: LazyTensor) -> Iterator[tuple[int, Array]]:
-    """Where a run begins, and its codes, until the next one."""
+def _pieces(tensor: LazyTensor, before: Mask | None) -> Iterator[tuple[int, Array, Array | None]]:
+    """Where a run begins, its codes, until the next one, and which of them count."""
     start = 0
     for block in tensor.blocks():
         for at in range(0, len(block), CHUNK):
-            yield start + at, codes(block[at : at + CHUNK])
+            some = block[at : at + CHUNK]
+            kept = None if before is None else before.keeps(start + at, some)
+            yield start + at, codes(some), kept
         start += len(block)
 
 
-def _place(tensor: LazyTensor, code: int, left: int) -> int:
-    """The flat index of the `left`-th value of a code."""
-    for start, found in _pieces(tensor):
-        same = found == code
+def _same(found: Array, kept: Array | None, code: int) -> Array:
+    same: Array = found == code
+    return same if kept is None else same & kept
+
+
+def _place(tensor: LazyTensor, before: Mask | None, code: int, left: int) -> int:
+    """The flat index of the `left`-th value of a code that counts."""
+    for start, found, kept in _pieces(tensor, before):
+        same = _same(found, kept, code)
         here = int(np.count_nonzero(same))
         if left <= here:
             return start + int(np.flatnonzero(same)[left - 1])

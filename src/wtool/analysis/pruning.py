@@ -159,8 +159,9 @@ def chosen(
     from wtool.keys import natural
 
     parts = sorted(parts, key=lambda part: natural(part.key))
-    shifted = share.keep_odd or share.method == "random" or any(part.before is not None for part in parts)
-    work = _Work(share, name, shifted, jobs, progress)
+    halves = share.method == "magnitude" and len(rows := {part.tensor.dtype for part in parts}) == 1 and rows.pop().bits == 16
+    shifted = not halves and (share.keep_odd or share.method == "random" or any(part.before is not None for part in parts))
+    work = _Work(share, name, halves, shifted, jobs, progress)
     members = work.members(parts)
     groups: dict[str, list[_Member]] = {}
     for member in members:
@@ -179,6 +180,7 @@ def chosen(
 class _Work:
     share: Share
     name: str
+    halves: bool  # all are of one dtype of two bytes
     shifted: bool  # the ranks are those of _Ranked, one more than the bits of the values
     jobs: int
     progress: Progress | None
@@ -245,10 +247,12 @@ class _Work:
         return found
 
     def largest(self, members: Sequence[_Member], zeros: int, jobs: int, room: int) -> dict[str, Keep]:
-        tensors = [member.part.tensor for member in members]
-        if not self.shifted and len({tensor.dtype for tensor in tensors}) == 1 and tensors[0].dtype.bits == 16:
+        if self.halves:
+            tensors = [member.part.tensor for member in members]
             rank = sum(tensor.elements for tensor in tensors) - zeros
-            return largest_halves(tensors, rank, self.name, jobs=jobs, progress=self._bytes(members))
+            before = {one.part.key: one.part.before for one in members if one.part.before is not None}
+            tell = self._bytes(members)
+            return largest_halves(tensors, rank, self.name, before=before, odd=self.share.keep_odd, jobs=jobs, progress=tell)
         streams: list[Magnitudes] = [self.stream(member.part) for member in members]
         rank = sum(member.elements for member in members) - zeros
         found = largest(streams, {0: rank}, jobs=jobs, room=room, progress=self._bytes(members))

@@ -11,7 +11,7 @@ import typer
 
 from wtool.cli import options
 from wtool.cli.console import Console, report_kind, write_report
-from wtool.errors import UsageError
+from wtool.errors import NotFiniteError, UsageError
 from wtool.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -118,8 +118,12 @@ class Work:
 
         if groups is not None:
             return groups.masks(parts, self.src, odd=share.keep_odd, jobs=self.jobs)
-        with self.console.progress("ranking", 2 * sum(part.tensor.nbytes for part in parts)) as advance:
-            return chosen(parts, share, self.src, jobs=self.jobs, progress=advance)
+        try:
+            with self.console.progress("ranking", 2 * sum(part.tensor.nbytes for part in parts)) as advance:
+                return chosen(parts, share, self.src, jobs=self.jobs, progress=advance)
+        except NotFiniteError as error:
+            hint = "--on-nan keep never prunes such values; --exclude leaves the tensor as it is"
+            raise NotFiniteError(error.message, path=error.path, hint=hint) from None
 
     def plan(
         self, masks: Mapping[str, Mask], init: Checkpoint | None, rest: str, asked: Mapping[str, Any], tell: Any
