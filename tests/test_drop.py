@@ -170,6 +170,13 @@ CONFIGS: list[tuple[dict[str, Any], str, int, str, dict[str, Any]]] = [
         "0-1",
         config(is_encoder_decoder=True, encoder_layers=4, decoder_layers=2, num_hidden_layers=4),
     ),
+    (
+        config(is_encoder_decoder=True, encoder={"num_hidden_layers": 4}, decoder={"num_hidden_layers": 4}),
+        "decoder.bert.encoder.layer.",
+        4,
+        "0",
+        config(is_encoder_decoder=True, encoder={"num_hidden_layers": 4}, decoder={"num_hidden_layers": 3}),
+    ),
     (config(num_hidden_layers=4), "bert.encoder.layer.", 4, "0", config(num_hidden_layers=3)),
     (
         config(num_hidden_layers=4, num_nextn_predict_layers=1),
@@ -230,10 +237,13 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     (source / "model.safetensors.index.json").write_text("{}")
     (source / "config.json").write_text('{"b": 1e-05, "a": "ä"}')
     (source / "onnx").mkdir()
-    found = hf_config.files_beside(str(source), {"new": 1}, str(tmp_path / "b"))
+    with (source / "log.txt").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    found, large = hf_config.files_beside(str(source), {"new": 1}, str(tmp_path / "b"))
+    assert large == ["log.txt"]
     assert sorted(found) == ["config.json", "tokenizer.json", "vocab.txt"]
     assert found["config.json"].pread(0, 15) == b'{\n  "new": 1\n}\n'
-    assert list(hf_config.files_beside(str(source), {"new": 1}, str(source))) == ["config.json"]
+    assert list(hf_config.files_beside(str(source), {"new": 1}, str(source))[0]) == ["config.json"]
     assert hf_config.read(str(source)) == hf_config.read(str(source / "model.safetensors")) == {"b": 1e-05, "a": "ä"}
     assert hf_config.read(str(tmp_path)) is None
 
@@ -355,7 +365,7 @@ def test_transformers_loads_fewer_layers(tmp_path: Path, kind: str, prefix: str)
     assert found is not None
     told, notes = hf_config.fewer_layers(found, dict(operation.lists), operation.numbers)
     assert not notes
-    save(plan_save(operation(opened), target), beside=hf_config.files_beside(str(source), told, str(target)))
+    save(plan_save(operation(opened), target), beside=hf_config.files_beside(str(source), told, str(target))[0])
     assert (target / "tokenizer.json").read_text() == "{}"
 
     again, info = type(model).from_pretrained(target, output_loading_info=True)
@@ -385,7 +395,7 @@ def test_transformers_loads_fewer_experts(tmp_path: Path) -> None:
     config = hf_config.read(str(source))
     assert config is not None
     told = hf_config.fewer_experts(config, *experts_left(found, operation))
-    save(plan_save(operation(opened), target), beside=hf_config.files_beside(str(source), told, str(target)))
+    save(plan_save(operation(opened), target), beside=hf_config.files_beside(str(source), told, str(target))[0])
     again, info = type(model).from_pretrained(target, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert again.config.num_local_experts == 3

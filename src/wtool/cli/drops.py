@@ -91,7 +91,9 @@ def drop(work: Work, layers: str | None, layers_of: Sequence[str] | None, droppe
     for note in notes:
         work.console.warn(f"{hf_config.NAME}: {note}", work.src)
     if folder and config is not None:
-        work.beside = hf_config.files_beside(work.src, changed, work.dst)
+        work.beside, large = hf_config.files_beside(work.src, changed, work.dst)
+        if large:
+            work.console.note(f"too large to come along: {', '.join(large)}")
     elif said and config is not None:
         text = (
             f"no {hf_config.NAME} is written: that of the source counts what was left out; a folder as DST gets one that fits"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "config.json"
 _LARGEST = 8 << 20  # bytes of a config.json
+_SMALL = 64 << 20  # and of what comes along
 _WEIGHTS = re.compile(
     r"(?i).*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|npz|tflite|ot|data-\d+-of-\d+|index)|.*\.index(\.\w+)?\.json"
 )
@@ -73,23 +74,28 @@ def written(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
-def files_beside(source: str, config: Mapping[str, Any] | None, target: str) -> dict[str, ByteSource]:
+def files_beside(source: str, config: Mapping[str, Any] | None, target: str) -> tuple[dict[str, ByteSource], list[str]]:
     """What goes into a target folder beside the tensors: the config, and all small files of the source folder, by name.
 
-    Weights, folders and dot files stay behind; so does everything where the target is the source itself.
+    Weights, folders and dot files stay behind; so does everything where the target is the source itself. Then the names of
+    files that are too large.
     """
     from wtool.bytesource import LocalFile, MemoryBytes
 
     folder = source if os.path.isdir(source) else os.path.dirname(source) or "."
     found: dict[str, ByteSource] = {}
+    large = []
     if not (os.path.isdir(target) and os.path.samefile(folder, target)):
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             if os.path.isfile(path) and not name.startswith(".") and not _WEIGHTS.fullmatch(name):
-                found[name] = LocalFile(path)
+                if os.path.getsize(path) > _SMALL:
+                    large.append(name)
+                else:
+                    found[name] = LocalFile(path)
     if config is not None:
         found[NAME] = MemoryBytes(written(config), NAME)
-    return found
+    return found, large
 
 
 def fewer_layers(
@@ -105,7 +111,7 @@ def fewer_layers(
     done: set[tuple[str, ...]] = set()
     for prefix, layers in lists.items():
         part, where = _part(found, prefix)
-        names, more = _depths(part, prefix, len(layers), bool(found.get("is_encoder_decoder")))
+        names, more = _depths(part, prefix, len(layers), not where and bool(found.get("is_encoder_decoder")))
         said = ", ".join(
             f"{where}{name} is {part[name]}" for name in (*_DEPTHS, *_ENCODERS, *_DECODERS) if _number(part, name)
         )
