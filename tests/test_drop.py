@@ -96,6 +96,18 @@ def test_layers_that_are_not_there() -> None:
         drop_layers(checkpoint({"w": np.zeros(2, "f4")}), "0")
 
 
+def test_a_layer_that_holds_what_others_share() -> None:
+    """T5's first block holds the relative positions of all."""
+    source = layered("block.", **{"block.0.bias.weight": np.zeros(2, "f4")})
+    with pytest.raises(UnsupportedError, match=r"'block\.0' alone has 'bias\.weight'"):
+        drop_layers(source, "0,2")
+    assert "block.0.bias.weight" in drop_layers(source, "1-3")(source)
+    # A first layer that is of another kind may go.
+    other = layered("block.", **{"block.0.dense.weight": np.zeros(2, "f4")})
+    other = Checkpoint({key: one for key, one in other.items() if key != "block.0.mlp.weight"}, other.source)
+    assert "block.0.mlp.weight" in drop_layers(other, "0")(other)
+
+
 def test_nothing_is_read_and_ties_stay() -> None:
     source = layered("h.")
     shared = source["h.0.attn.weight"]

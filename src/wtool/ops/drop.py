@@ -62,7 +62,8 @@ class DropLayers:
 def drop_layers(checkpoint: Checkpoint, text: str, prefixes: Sequence[str] = ()) -> DropLayers:
     """The operation for `--drop-layers TEXT` and `--layers-of PREFIX`.
 
-    UsageError where it is not clear which list is meant, where there is no such list or layer, and where none would be left.
+    UsageError where it is not clear which list is meant, where there is no such list or layer, and where none would be left;
+    UnsupportedError for a layer that holds what the others share, as T5's first does.
     """
     path = checkpoint.source.path
     numbers = parse_numbers(text)
@@ -88,7 +89,25 @@ def drop_layers(checkpoint: Checkpoint, text: str, prefixes: Sequence[str] = ())
             raise UsageError(f"'{name}' has no layer {missing[0]}: it has {_runs(layers)}", path=path)
         if len(numbers) == len(layers):
             raise NoTensorsError(f"no layer of '{name}' would be left", path=path)
+        _check_shared(checkpoint, prefix, numbers)
     return DropLayers(numbers, tuple(found.items()))
+
+
+def _check_shared(keys: Iterable[str], prefix: str, gone: Collection[int]) -> None:
+    """Refuse to drop a layer that has all that each of those that stay has, and more."""
+    members: dict[int, set[str]] = {}
+    for key in keys:
+        _, number = _place(key, [prefix])
+        if number is not None:
+            members.setdefault(int(number), set()).add(key[len(prefix) + len(number) :])
+    left = [names for number, names in members.items() if number not in gone]
+    for one in gone:
+        if all(names < members[one] for names in left):
+            more = sorted(members[one] - set().union(*left))[0]
+            raise UnsupportedError(
+                f"'{prefix}{one}' alone has '{more.lstrip(SEPARATORS)}', which the layers behind may share",
+                hint=f"keep layer {one}",
+            )
 
 
 def layer_lists(keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
