@@ -11,12 +11,15 @@ from typer.main import get_command
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-# The module wtool.cli.NAME (_ for -) has a function NAME, or an application of several commands. The line is the first of its own help.
+# The module wtool.cli.NAME (_ for -) has a function NAME, or an application of several commands. The line is the first of its
+# own help.
 COMMANDS = {
-    "inspect": "Show what is in a checkpoint: format, sections, tensors, sizes, ties, metadata, and names a pickle would call.",
+    "inspect": "Show what is in a checkpoint: format, sections, tensors, sizes, ties, metadata, and names a pickle "
+    "would call.",
     "convert": "Write a checkpoint in another format, dtype, sharding, or with other keys.",
     "diff": "Say whether two checkpoints hold the same weights, and what differs: structure first, then how far values moved.",
-    "average": "Average checkpoints: a mean, SWA, EMA, model soups, task arithmetic; in float64, rounded once, in constant memory.",
+    "average": "Average checkpoints: a mean, SWA, EMA, model soups, task arithmetic; in float64, rounded once, in "
+    "constant memory.",
     "prune": "Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.",
     "apply-mask": "Set to zero what masks say, as after training went on without them, and keep all else bit for bit.",
     "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and how far it "
