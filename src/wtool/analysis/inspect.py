@@ -14,6 +14,7 @@ from wtool.checkpoint import Checkpoint
 from wtool.keys import natural, short_key
 from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_count, format_size
+from wtool.sparse import stored_sparse
 from wtool.tensor import LazyTensor
 
 SCHEMA = "wtool.inspect/1"
@@ -129,6 +130,7 @@ def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: st
         "dtypes": dict(sorted(dtypes.items(), key=lambda item: (-item[1]["bytes"], item[0]))),
         "sizes": sizes,
         "tied": tied,
+        "sparse": len(stored_sparse(chosen.tensors, checkpoint.extras)),
         "metadata": dict(checkpoint.metadata),
         "extras": extras,
         "globals": [{"name": found.name, "verdict": found.verdict} for found in checkpoint.globals],
@@ -189,6 +191,9 @@ def _facts(checkpoint: Checkpoint, chosen: Checkpoint, data: Mapping[str, Any]) 
         kinds = [f"{name} {sums['tensors']:,} ({format_size(sums['bytes'])})" for name, sums in data["dtypes"].items()]
         rows.append(("dtypes", ", ".join(kinds)))
         rows.append(("would be", ", ".join(f"{name} {format_size(sizes[name])}" for name, _ in _WIDTHS)))
+    if data["sparse"]:
+        text = f"{_counted(data['sparse'], 'tensor')} stored as several: `wtool convert --densify` makes them dense"
+        rows.append(("sparse", text))
     if data["tied"]:
         saved = totals["bytes"] - sizes["unique"]
         rows.append(("tied", f"{_counted(len(data['tied']), 'group')}, {format_size(saved)} counted more than once"))

@@ -43,6 +43,19 @@ def convert(
     like: options.Like = None,
     set_: options.Variables = None,
     unmatched: options.Unmatched = None,
+    densify: Annotated[
+        bool, typer.Option("--densify", help="Make dense what is stored sparse (--store, torch's COO and CSR), bit for bit.")
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="LAYOUT",
+            help="Store tensors that are mostly zero as what is left: bitmask, csr, auto (the smallest) or dense. "
+            "wtool reads it back with --densify; runtimes do not.",
+            autocompletion=options.one_of("dense", "bitmask", "csr", "auto"),
+        ),
+    ] = None,
     max_shard: Annotated[
         str | None,
         typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE (5GB), with an index."),
@@ -87,6 +100,7 @@ def convert(
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
     from wtool.cli.mapping import Choice
+    from wtool.cli.storing import check_layout, stored
 
     kind = options.output_kind(json, format)
     if verify not in (None, *_VERIFY):
@@ -97,11 +111,18 @@ def convert(
     shard = None if max_shard is None else parse_size(max_shard)
     bound = None if memory is None else parse_size(memory)
     added = _pairs(metadata or [])
+    check_layout(store)
     mapping = Choice(tuple(maps or ()), reverse, like, options.variables(set_ or []), unmatched, strict)
     console = Console(quiet=quiet, verbose=verbose)
 
-    chosen, named, after, resolved = _prepare(src, dst, to, dtype, section, include, exclude, strip_prefix, rename, mapping)
+    chosen, named, after, resolved = _prepare(
+        src, dst, to, dtype, section, include, exclude, strip_prefix, rename, mapping, densify
+    )
     whole = chosen.whole
+    count = options.worker_count(jobs)
+    if store not in (None, "dense"):
+        after, more = stored(after, store or "", dst, to, console, count)
+        added = more | added
     plan = plan_save(
         after,
         dst,
@@ -116,7 +137,6 @@ def convert(
     )
     _warn(console, after, plan)
     renamed = sum(old != new for old, new in zip(chosen.part, named, strict=True))
-    count = options.worker_count(jobs)
     done = None
     if how is not None:
         from wtool.verify import check_ready
@@ -166,6 +186,7 @@ def _prepare(
     strip_prefix: str | None,
     rename: list[str] | None,
     mapping: Choice,
+    densify: bool,
 ) -> tuple[_Opened, Checkpoint, Checkpoint, tuple[Resolved, ...]]:
     """What was opened; the same (in the same order) with the names that were asked for; mapped and cast; how it was mapped."""
     from wtool.api import open_checkpoint
@@ -178,6 +199,10 @@ def _prepare(
     row = None if dtype is None else named(dtype)
     target = registry.for_target(dst, to)
     whole = open_checkpoint(src, section="all")
+    if densify:
+        from wtool.ops.densify import Densify
+
+        whole = Densify()(whole)
     part = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
     # TensorFlow's suffix means something to TensorFlow only; a recipe that reads it takes it off itself.
     short = whole.source.format == "tensorflow" and target.name != "tensorflow" and not mapping

@@ -144,7 +144,7 @@ class _Made:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         item, end = self.unit.itemsize, offset + len(buffer)
         at, last = offset // item, -(-end // item)
-        for found in self.numbers(at, last):
+        for found in self.numbers(at, last) if at < last else ():
             found = found[: last - at]
             start, stop = max(at * item, offset), min((at + len(found)) * item, end)
             buffer[start - offset : stop - offset] = found.view(np.uint8)[start - at * item : stop - at * item].data
