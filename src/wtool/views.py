@@ -6,6 +6,7 @@ of unlike kernels, cuts that do not divide one another) goes through Values, whi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +23,37 @@ if TYPE_CHECKING:
     from wtool.boxes import Array
 
 _ROOM = 2 << 20  # bytes of all inputs that are worked on at once: they stay in the cache
+
+
+class _Rooms(threading.local):
+    """Arrays to read into, used again: fresh ones would cost more in page faults than most functions take.
+
+    Entered, it hands them out; what is computed of computed values enters it again and gets others.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._kept: dict[tuple[int, int], Array] = {}
+
+    def __enter__(self) -> Callable[[int, int, DType], Array]:
+        self._depth += 1
+        return self._room
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+
+    def _room(self, at: int, count: int, dtype: DType) -> Array:
+        import numpy as np
+
+        unit = dtype.numpy()
+        nbytes = count * unit.itemsize
+        kept = self._kept.get((self._depth, at))
+        if kept is None or kept.size < nbytes:
+            kept = self._kept[self._depth, at] = np.empty(nbytes, np.uint8)
+        return kept[:nbytes].view(unit)
+
+
+_rooms = _Rooms()
 
 
 @dataclass(frozen=True)
@@ -66,13 +98,14 @@ class Values:
         end = offset + len(buffer)
         first, last = offset // item, -(-end // item)
         step = max(_ROOM // (len(self.tensors) * item), 1)
-        rooms = [np.empty(min(step, last - first), tensor.stored.numpy()) for tensor in self.tensors]
-        for low in range(first, last, step):
-            high = min(low + step, last)
-            parts = [tensor.flat(low, high, room) for tensor, room in zip(self.tensors, rooms, strict=True)]
-            found = self._made(low, parts).view(np.uint8)
-            start, stop = max(low * item, offset), min(high * item, end)
-            buffer[start - offset : stop - offset] = found[start - low * item : stop - low * item].data
+        with _rooms as room:
+            rooms = [room(at, min(step, last - first), tensor.stored) for at, tensor in enumerate(self.tensors)]
+            for low in range(first, last, step):
+                high = min(low + step, last)
+                parts = [tensor.flat(low, high, room) for tensor, room in zip(self.tensors, rooms, strict=True)]
+                found = self._made(low, parts).view(np.uint8)
+                start, stop = max(low * item, offset), min(high * item, end)
+                buffer[start - offset : stop - offset] = found[start - low * item : stop - low * item].data
 
     def stream(self, nbytes: int, stripe: int) -> Iterator[Array]:
         """All values in turn, as LazyTensor.blocks; each tensor that must be gathered is in stripes of its own."""
