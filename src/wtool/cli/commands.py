@@ -22,8 +22,8 @@ COMMANDS = {
     "constant memory.",
     "prune": "Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.",
     "apply-mask": "Set to zero what masks say, as after training went on without them, and keep all else bit for bit.",
-    "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and how far it "
-    "moved.",
+    "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and "
+    "how far it moved.",
     "git": "Show in `git diff` and `git log -p` what changed in checkpoints, tensor by tensor.",
     "map": "Recipes between frameworks: list, show and check them, or draft one.",
 }
