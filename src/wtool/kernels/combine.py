@@ -20,7 +20,7 @@ from wtool.kernels.rounding import narrow as narrow
 Array = NDArray[Any]
 Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
-PIECE = 1 << 15  # elements worked on at a time: few enough for the caches, and so many that Python does not count
+PIECE = 1 << 16  # elements worked on at a time: with fewer, threads wait for one another more than they work
 _ROOM = 1 << 18  # elements of all inputs together
 _ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _SLOT = 32  # of the first input's scratch array; the sum and a term lie below
