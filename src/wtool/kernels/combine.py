@@ -20,7 +20,8 @@ from wtool.kernels.rounding import narrow as narrow
 Array = NDArray[Any]
 Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
-PIECE = 1 << 16  # elements worked on at a time: with fewer, threads wait for one another more than they work
+PIECE = 1 << 15  # elements worked on at a time: few enough for the caches, and so many that Python does not count
+_STEP = 1 << 16  # the same of sums: with fewer, threads wait for one another more than they work
 _ROOM = 1 << 18  # elements of all inputs together
 _ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _SLOT = 32  # of the first input's scratch array; the sum and a term lie below
@@ -58,7 +59,7 @@ class WeightedSum:
             self._settled(parts[0])
             return blocks[0]
         out = np.empty(len(parts[0]), real(self.target).numpy())
-        step = max(min(PIECE, _ROOM // len(parts)), 1 << 11)
+        step = max(min(_STEP, _ROOM // len(parts)), 1 << 11)
         squares, norm = [0.0] * len(parts), 0.0
         with np.errstate(all="ignore"):
             for start in range(0, len(out), step):

@@ -15,7 +15,7 @@ from wtool.kernels.cast import Cast
 
 Array = NDArray[Any]
 
-_PIECE = 1 << 15  # numbers worked on at a time: three arrays of f64 stay in the second cache
+_PIECE = 1 << 16  # numbers worked on at a time: with fewer, threads wait for one another more than they work
 _ROW = 1 << 13  # numbers of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _GLANCE = 512  # bytes
 _F32, _F16, _F4 = dtype("f32"), dtype("f16"), dtype("f4")
