@@ -20,8 +20,8 @@ from wtool.api import open_checkpoint, save_checkpoint
 from wtool.between import map_checkpoint
 from wtool.cli.app import run
 from wtool.maps.align import AGREED, AMBIGUOUS, FUSED, NAME, ORDER, SURE, UNIQUE, common
+from wtool.maps.catalog import load
 from wtool.maps.draft import Draft, draft
-from wtool.maps.library import load
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import resolve
 from wtool.maps.writing import comment, quoted, writable

@@ -10,7 +10,7 @@ from wtool import views
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.like import template
 from wtool.maps.recipe import Recipe, parse_recipe
 from wtool.maps.resolve import Resolved, resolve

@@ -96,7 +96,7 @@ SHARED = {
         "kinds",
         "recipe",
         "rules",
-        "library",
+        "catalog",
         "modules",
         "flat",
         "match",

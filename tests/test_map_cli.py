@@ -13,7 +13,7 @@ from test_resolve import MAP, keyed
 
 from wtool.api import save_checkpoint
 from wtool.cli.app import run
-from wtool.maps import library
+from wtool.maps import catalog
 from wtool.maps.kinds import shipped
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import resolve
@@ -72,14 +72,14 @@ def test_the_group_says_what_it_has(capsys: Captured) -> None:
 def test_list(capsys: Captured) -> None:
     found = data(capsys, "list")
     assert found["schema"] == "wtool.map-list/1"
-    assert [row["name"] for row in found["recipes"]] == list(library.names())
+    assert [row["name"] for row in found["recipes"]] == list(catalog.names())
     for row in found["recipes"]:
         assert list(row) == ["name", "backwards", "about", "sides", "vars", "notes"]
-        assert row["backwards"] == library.turned_name(row["name"]) and row["about"]
+        assert row["backwards"] == catalog.turned_name(row["name"]) and row["about"]
         assert [list(side) for side in row["sides"]] == [["name", "layout"]] * 2
     _, out, _ = answer(capsys, "list")
-    for name in library.names():
-        assert f"  {name} " in out and library.turned_name(name) in out
+    for name in catalog.names():
+        assert f"  {name} " in out and catalog.turned_name(name) in out
 
 
 def test_list_kinds(capsys: Captured) -> None:
@@ -107,12 +107,12 @@ def test_every_way_to_write(desk: Path, capsys: Captured, kind: str, argv: list[
 
 
 def test_show_is_the_recipe_as_it_is_written(capsys: Captured) -> None:
-    for name in library.names():
+    for name in catalog.names():
         code, out, err = answer(capsys, "show", name)
-        assert (code, err) == (0, "") and out.rstrip("\n") == library.source_text(name).rstrip("\n")
-        code, turned, _ = answer(capsys, "show", library.turned_name(name))
+        assert (code, err) == (0, "") and out.rstrip("\n") == catalog.source_text(name).rstrip("\n")
+        code, turned, _ = answer(capsys, "show", catalog.turned_name(name))
         head, _, rest = turned.partition("\n")
-        assert code == 0 and head == f"# {library.turned_name(name)} is this recipe, {name}, read backwards." and rest == out
+        assert code == 0 and head == f"# {catalog.turned_name(name)} is this recipe, {name}, read backwards." and rest == out
         assert tomllib.loads(turned) == tomllib.loads(out)
 
 
@@ -151,7 +151,7 @@ def test_check_a_recipe_alone(desk: Path, capsys: Captured) -> None:
     assert found["vars"] == {"heads": "the number of heads"} and found["map"] == []
     code, out, _ = answer(capsys, "check", "mine.toml")
     assert code == 0 and out.startswith("mine is a recipe\n") and "asks for" in out
-    for name in library.names():
+    for name in catalog.names():
         assert answer(capsys, "check", name)[0] == 0
 
 

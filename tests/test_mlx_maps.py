@@ -17,7 +17,7 @@ from wtool.checkpoint import Checkpoint, Source
 from wtool.cli.app import run
 from wtool.dtypes import dtype
 from wtool.errors import MapError, RecipeError
-from wtool.maps.library import load as load_recipe
+from wtool.maps.catalog import load as load_recipe
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import resolve
 from wtool.views import filled

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wtool.errors import RecipeError, WtoolError
-from wtool.maps import library
+from wtool.maps import catalog
 from wtool.maps.kinds import LAYOUTS, shipped
 from wtool.maps.recipe import Recipe, parse_recipe, used_variables
 
@@ -164,51 +164,51 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe" + b"x" * 10)
     with pytest.raises(RecipeError, match="is no text: byte 0"):
-        library.load(str(path))
+        catalog.load(str(path))
     path.write_bytes(b"#" * (5 << 20))
     with pytest.raises(RecipeError, match="too large"):
-        library.load(str(path))
+        catalog.load(str(path))
     path.write_text(SIDES + RULE)
-    assert (library.load(str(path)).name, library.load(str(path)).path) == ("mine", str(path))
+    assert (catalog.load(str(path)).name, catalog.load(str(path)).path) == ("mine", str(path))
     path.write_bytes((SIDES + RULE).replace("\n", "\r\n").encode())
-    assert library.load(str(path)).tensors
+    assert catalog.load(str(path)).tensors
     path.write_bytes(b"\xef\xbb\xbf" + (SIDES + RULE).encode())
-    assert library.load(str(path)).tensors, "editors put a byte order mark there"
+    assert catalog.load(str(path)).tensors, "editors put a byte order mark there"
     for name in (str(tmp_path / "no.toml"), "nosuch", "", "a\0b", str(path / "below")):
         with pytest.raises(WtoolError) as caught:
-            library.load(name)
+            catalog.load(name)
         assert caught.value.code == "not-found" or name == str(path / "below")
     with pytest.raises(WtoolError) as caught:
-        library.load(str(tmp_path))
+        catalog.load(str(tmp_path))
     assert caught.value.code == "unreadable"
     with pytest.raises(WtoolError) as caught:
-        library.load("torch-to-kears")
+        catalog.load("torch-to-kears")
     assert "torch-to-keras" in (caught.value.hint or "")
 
 
 def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(WtoolError) as caught:
-        library.load(str(tmp_path / "pipe"))
+        catalog.load(str(tmp_path / "pipe"))
     assert caught.value.code == "unreadable"
 
 
-@pytest.mark.parametrize("name", library.names())
+@pytest.mark.parametrize("name", catalog.names())
 class TestShipped:
     def test_reads_both_ways(self, name: str) -> None:
-        recipe, turned = library.load(name), library.load(library.turned_name(name))
-        assert recipe.name == name and turned.name == library.turned_name(name)
+        recipe, turned = catalog.load(name), catalog.load(catalog.turned_name(name))
+        assert recipe.name == name and turned.name == catalog.turned_name(name)
         assert replace(turned.reverse(), name=name) == recipe
         assert recipe.reverse().reverse() == recipe and turned.turned
 
     def test_says_what_it_is(self, name: str) -> None:
-        recipe = library.load(name)
+        recipe = catalog.load(name)
         assert recipe.about and len(recipe.about) < 250 and not recipe.about.endswith(".")
         assert "-to-" in name and all(layout in LAYOUTS for _, layout in recipe.sides)
         assert all(note.strip() == note and "\n" not in note for note in recipe.notes)
 
     def test_asks_for_what_it_does_not_know(self, name: str) -> None:
-        recipe = library.load(name)
+        recipe = catalog.load(name)
         for variable in used_variables(recipe):
             assert variable in recipe.vars, f"[vars] does not say what {variable} is"
 
@@ -221,7 +221,7 @@ def test_kinds() -> None:
 
 # Fuzz
 
-SHIPPED = [library.source_text(name) for name in library.names()]
+SHIPPED = [catalog.source_text(name) for name in catalog.names()]
 TEXTS = st.one_of(
     st.sampled_from(["{p*}.x", "{i}", "{x:a|b}", "{x:t}", "a.b", "", "{", "$heads", "split 0", "t", "sum", "tie", "stack 0"]),
     st.text(max_size=8),

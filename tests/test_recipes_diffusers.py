@@ -20,7 +20,7 @@ from wtool.between import map_checkpoint
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
 from wtool.errors import MapError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.resolve import resolve
 
 Shapes = dict[str, tuple[int, ...]]

@@ -21,7 +21,7 @@ from wtool.between import map_checkpoint
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
 from wtool.errors import MapError, RecipeError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import Resolved, resolve
 

@@ -16,7 +16,7 @@ from support import checkpoint_on
 from wtool.api import open_checkpoint
 from wtool.cli.app import run
 from wtool.errors import MapError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.resolve import Resolved, resolve
 
 Shapes = dict[str, tuple[int, ...]]

@@ -16,7 +16,7 @@ from wtool.checkpoint import Checkpoint, Source
 from wtool.cli.app import run
 from wtool.dtypes import dtype
 from wtool.errors import MapError, RecipeError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.recipe import parse_recipe
 from wtool.maps.resolve import resolve
 from wtool.views import filled

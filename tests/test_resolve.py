@@ -24,7 +24,7 @@ from wtool.cli.app import run
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, MapError, WtoolError
 from wtool.keys import short_key
-from wtool.maps import library
+from wtool.maps import catalog
 from wtool.maps.kinds import joined
 from wtool.maps.like import template
 from wtool.maps.match import UnsetVariable
@@ -607,7 +607,7 @@ def test_hostile_keys(name: str) -> None:
         assert len(found.tensors) == 2
 
 
-SHIPPED = {name: library.source_text(name) for name in library.names()}
+SHIPPED = {name: catalog.source_text(name) for name in catalog.names()}
 
 
 def sample(rec: Recipe) -> Checkpoint:

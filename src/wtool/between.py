@@ -52,7 +52,7 @@ def map_checkpoint(
     is the checkpoint that `checkpoint` is a section of. `strict`: a rule that meets no key, and a kind that had to be
     assumed, are errors. Raises a WtoolError.
     """
-    from wtool.maps.library import load
+    from wtool.maps.catalog import load
 
     if AUTO in recipes:
         return _by_itself(checkpoint, recipes, reverse, like, given, whole or checkpoint)

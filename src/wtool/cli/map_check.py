@@ -9,7 +9,7 @@ from wtool.api import open_checkpoint
 from wtool.between import full_names, map_checkpoint, variable_names
 from wtool.checkpoint import Checkpoint
 from wtool.errors import DtypeError, KeyClashError, MapError, RecipeError, UsageError, WtoolError
-from wtool.maps.library import load
+from wtool.maps.catalog import load
 from wtool.maps.match import UnsetVariable
 from wtool.maps.names import written_key
 from wtool.maps.recipe import Recipe

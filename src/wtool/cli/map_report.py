@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wtool.errors import NotFoundError
+from wtool.maps.catalog import file_text, load, names, source_text, turned_name
 from wtool.maps.kinds import HUB, Kind, shipped
-from wtool.maps.library import file_text, load, names, source_text, turned_name
 from wtool.maps.recipe import Recipe, used_variables
 from wtool.maps.table import mapped_blocks, mapped_data
 from wtool.report import Block, Column, Facts, Note, Report, Row, Table, printable

@@ -78,7 +78,7 @@ def _sections(ctx: typer.Context, incomplete: str) -> list[str]:
 def recipe_names(incomplete: str) -> list[str]:
     """What completes the name of a recipe."""
     try:
-        from wtool.maps.library import names, turned_name
+        from wtool.maps.catalog import names, turned_name
 
         return [name for known in names() for name in (known, turned_name(known)) if name.startswith(incomplete)]
     except Exception:  # as above

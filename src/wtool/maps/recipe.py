@@ -175,7 +175,7 @@ def _recipe(table: Mapping[str, Any], name: str) -> Recipe:
     shapes = each(table, "shape", grammar.shape)
     recipe = replace(recipe, tensors=tensors, modules=modules, fills=fills, shapes=shapes, aliases=aliases)
     for other in list_of(table.get("extends", []), "extends"):
-        from wtool.maps.library import shipped_recipe, turned_name
+        from wtool.maps.catalog import shipped_recipe, turned_name
 
         base = shipped_recipe(text_of(other, "extends"))
         if base is None:

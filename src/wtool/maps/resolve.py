@@ -319,8 +319,8 @@ def _of_other_side(
     recipe: Recipe, checkpoint: Checkpoint, given: Mapping[str, int], full_names: Mapping[str, str], left: int
 ) -> str | None:
     """A hint where the recipe would do better the other way round."""
-    from wtool.maps.library import names as shipped
-    from wtool.maps.library import turned_name
+    from wtool.maps.catalog import names as shipped
+    from wtool.maps.catalog import turned_name
 
     turned = recipe.reverse()
     numbers = {**dict.fromkeys([*recipe.vars, *used_variables(recipe)], 1), **given}
