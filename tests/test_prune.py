@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from wtool.analysis.halved import largest_halves
-from wtool.analysis.pruning import Part, Share, Shares, chosen
+from wtool.analysis.pruning import Part, Share, chosen
 from wtool.analysis.select import Own, largest
+from wtool.analysis.shares import Shares
 from wtool.api import open_checkpoint, save_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint, Source

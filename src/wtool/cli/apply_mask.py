@@ -8,7 +8,7 @@ import typer
 
 from wtool.cli import options
 from wtool.cli.console import Console
-from wtool.cli.pruning import FailIf, MaxShard, Work
+from wtool.cli.pruning import FailIf, Work
 
 
 def apply_mask(
@@ -17,7 +17,7 @@ def apply_mask(
     dst: options.Target,
     section: options.SectionName = None,
     to: options.To = None,
-    max_shard: MaxShard = None,
+    max_shard: options.MaxShard = None,
     fail_if: FailIf = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,

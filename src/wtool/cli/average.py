@@ -63,7 +63,7 @@ def average(
     section: options.SectionName = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    max_shard: given.MaxShard = None,
+    max_shard: options.MaxShard = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     strict: options.Strict = False,

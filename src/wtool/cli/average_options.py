@@ -127,4 +127,3 @@ RecipeFile = Annotated[
 Digest = Annotated[
     bool, typer.Option("--digest", help="Put a digest of all values of each input into the recipe: reads them once more.")
 ]
-MaxShard = Annotated[str | None, typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE.")]

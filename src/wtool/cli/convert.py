@@ -56,10 +56,7 @@ def convert(
             autocompletion=options.one_of("dense", "bitmask", "csr", "auto"),
         ),
     ] = None,
-    max_shard: Annotated[
-        str | None,
-        typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE (5GB), with an index."),
-    ] = None,
+    max_shard: options.MaxShard = None,
     tied: Annotated[
         str | None,
         typer.Option(

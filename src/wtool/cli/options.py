@@ -177,6 +177,9 @@ Unmatched = Annotated[
         autocompletion=one_of("error", "keep", "drop"),
     ),
 ]
+MaxShard = Annotated[
+    str | None, typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE (5GB), with an index.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be written and lost; write nothing.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Any loss is an error (exit 2).")]

@@ -9,7 +9,7 @@ import typer
 
 from wtool.cli import drops, options
 from wtool.cli.console import Console
-from wtool.cli.pruning import FailIf, MaxShard, Work
+from wtool.cli.pruning import FailIf, Work
 from wtool.errors import NoTensorsError, UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def prune(
     ] = None,
     section: options.SectionName = None,
     to: options.To = None,
-    max_shard: MaxShard = None,
+    max_shard: options.MaxShard = None,
     fail_if: FailIf = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,

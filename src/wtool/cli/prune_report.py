@@ -15,7 +15,7 @@ from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_size
 
 if TYPE_CHECKING:
-    from wtool.analysis.pruning import Shares
+    from wtool.analysis.shares import Shares
     from wtool.checkpoint import Checkpoint
 
 SCHEMA = "wtool.prune/1"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 KEY = "wtool.prune"  # of the outcome's metadata
 _NAMES = 6
 
-MaxShard = Annotated[str | None, typer.Option("--max-shard", metavar="SIZE", help="Cut into shards of at most SIZE.")]
 FailIf = Annotated[
     list[str] | None,
     typer.Option(
@@ -160,7 +159,7 @@ class Work:
         mask_out: str | None = None,
     ) -> int:
         """Write what the masks keep, and the masks; show the report. The exit code."""
-        from wtool.analysis.pruning import Shares
+        from wtool.analysis.shares import Shares
         from wtool.api import plan_save, save
         from wtool.cli.prune_report import prune_report
         from wtool.ops.prune import mask_checkpoint
