@@ -14,9 +14,9 @@ ROOTS = [
     ["dtypes", "keys", "report", "bytesource", "sizes", "journal"],
     ["boxes", "lfs"],
     ["tensor"],
-    ["values"],
+    ["values", "quantized"],
     ["checkpoint", "plan", "views", "sparse"],
-    ["adapter", "stage"],
+    ["adapter", "layout", "stage"],
     ["write"],
     ["api"],
     ["verify", "between"],
@@ -37,6 +37,8 @@ FAMILIES = {
         "views",
         "sparse",
         "checkpoint",
+        "layout",
+        "quantized",
         "kernels",
         "maps",
     },
@@ -51,6 +53,21 @@ FAMILIES = {
         "views",
         "sparse",
         "checkpoint",
+        "layout",
+        "quantized",
+        "kernels",
+    },
+    "layouts": {
+        "errors",
+        "text",
+        "bytesource",
+        "dtypes",
+        "keys",
+        "tensor",
+        "values",
+        "quantized",
+        "views",
+        "layout",
         "kernels",
     },
     "render": {"report"},
@@ -58,11 +75,22 @@ FAMILIES = {
 }
 # A member may lean on another of its family where one format is made of another, or where a tool is shared by siblings.
 SHARED = {
-    "formats": {"pickles", "pickling", "pickle_names", "pickle_objects", "pickle_opcodes", "zips", "inflate", "protobuf"}
+    "formats": {
+        "pickles",
+        "pickling",
+        "pickle_names",
+        "pickle_parts",
+        "pickle_objects",
+        "pickle_opcodes",
+        "zips",
+        "inflate",
+        "protobuf",
+    }
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
     | {"trim", "masks"},
-    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo"},
+    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "spared"},
+    "layouts": {"codecs"},
     "analysis": {
         "parallel",
         "plain",
@@ -171,7 +199,7 @@ def test_heavy_packages_stay_out_of_start_up(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path, top=True)} & HEAVY
     if where[0] == "cli":
         roots -= {"typer"}
-    if where[0] in ("kernels", "ops", "analysis"):
+    if where[0] in ("kernels", "ops", "analysis", "layouts"):
         roots -= {"numpy"}
     assert not roots, f"{where} imports {roots} at its top"
 

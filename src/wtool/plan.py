@@ -6,15 +6,17 @@ tensor. `plan_write` turns layout and tensors into jobs. Neighbouring slots whos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from wtool.boxes import Shape, count_tiles
+from wtool.boxes import Shape, c_ordered, count_tiles
 from wtool.bytesource import ByteSource
+from wtool.quantized import Coded, Encoding
 from wtool.tensor import BLOCK, STRIPE, LazyTensor
 
+ENCODE_PIECE = 8 << 20  # elements of the largest piece that one thread encodes
 COPY_PIECE = 64 << 20  # bytes of the largest single copy job, so that threads share one large tensor
 
 
@@ -109,7 +111,38 @@ class TileJob(NamedTuple):
         return (self.tensor.key,)
 
 
-Job = CopyJob | TensorJob | TileJob
+class PartPlace(NamedTuple):
+    """Where part number `number` of an encoding goes."""
+
+    number: int
+    key: str
+    file: int
+    at: int
+
+
+class EncodeJob(NamedTuple):
+    """Make rows `first` to `last` of all parts of an encoding in one pass, and write them to their places."""
+
+    encoding: Encoding
+    first: int
+    last: int
+    places: tuple[PartPlace, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(high - low for low, high in map(self.bounds, self.places))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(place.key for place in self.places)
+
+    def bounds(self, place: PartPlace) -> tuple[int, int]:
+        """Which bytes of a part these rows are."""
+        part, step = self.encoding.parts[place.number], self.encoding.codec.step
+        return self.first // step * part.chunk, min(-(-self.last // step) * part.chunk, part.nbytes)
+
+
+Job = CopyJob | TensorJob | TileJob | EncodeJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +191,22 @@ def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
     jobs: list[Job] = []
     memory = 0
     run: CopyJob | None = None
+    encodings: dict[int, list[PartPlace]] = {}
     for slot in sorted(layout.slots, key=lambda slot: (slot.file, slot.offset)):
         tensor = tensors[slot.key]
         assert tensor.nbytes == slot.nbytes, slot
         if not slot.nbytes:
             continue
         span = tensor.span
+        made = _whole_part(tensor)
+        if made is not None:
+            place = PartPlace(made.number, slot.key, slot.file, slot.offset)
+            if id(made.encoding) not in encodings:
+                jobs.append(EncodeJob(made.encoding, 0, made.encoding.rows, ()))
+                plain = made.encoding.tensor.span is not None or not _gathered(made.encoding.tensor)
+                memory = max(memory, 8 * BLOCK if plain else STRIPE + 8 * BLOCK)
+            encodings.setdefault(id(made.encoding), []).append(place)
+            continue
         if span is None:
             memory = max(memory, 4 * BLOCK if len(tensor.boxes) == 1 and not _gathered(tensor) else STRIPE + 4 * BLOCK)
             jobs.append(TensorJob(tensor, slot.file, slot.offset))
@@ -185,7 +228,28 @@ def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
             count = min(COPY_PIECE, span.nbytes - done) if layout.checksum is None else span.nbytes
             run = CopyJob(span.source, span.offset + done, count, slot.file, slot.offset + done, (slot.key,))
             jobs.append(run)
-    return WritePlan(layout, tuple(jobs), memory)
+    whole = layout.checksum is not None  # of which each part has one, from its first byte to its last
+    return WritePlan(layout, tuple(part for job in jobs for part in _shared(job, encodings, whole)), memory)
+
+
+def _shared(job: Job, encodings: Mapping[int, Sequence[PartPlace]], whole: bool) -> Iterator[Job]:
+    """A job that encodes, with its places, cut so that threads share one large tensor."""
+    if not isinstance(job, EncodeJob):
+        yield job
+        return
+    encoding, step = job.encoding, job.encoding.codec.step
+    places = tuple(encodings[id(encoding)])
+    many = max(ENCODE_PIECE // max(encoding.columns, 1) // step, 1) * step if not whole else max(encoding.rows, 1)
+    for first in range(0, encoding.rows, many):
+        yield EncodeJob(encoding, first, min(first + many, encoding.rows), places)
+
+
+def _whole_part(tensor: LazyTensor) -> Coded | None:
+    """The part of an encoding that a tensor is, as it is."""
+    box = tensor.boxes[0]
+    if tensor.kernels or not isinstance(box.source, Coded) or tensor.nbytes != box.source.size:
+        return None
+    return box.source if c_ordered(box.shape, box.strides) else None
 
 
 def _gathered(tensor: LazyTensor) -> bool:

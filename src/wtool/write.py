@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from wtool.adapter import TensorSink
 from wtool.bytesource import ByteSource
-from wtool.plan import CopyJob, Job, Patch, TileJob, WritePlan, tiled
+from wtool.plan import CopyJob, EncodeJob, Job, Patch, TileJob, WritePlan, tiled
+from wtool.quantized import raw
 from wtool.stage import Stage, write_failure
 from wtool.tensor import BLOCK, STRIPE, Tally
 
@@ -40,11 +41,11 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of one job."""
+    """The result of one job: what its kernels counted, and the checksums over slots that it filled, by key."""
 
     job: Job
     tally: Tally
-    checksum: int | None
+    sums: Mapping[str, int]
 
 
 class _Stop(Exception):
@@ -174,8 +175,10 @@ def run(
             return [one(job) for job in batch]
 
     def one(job: Job) -> Done:
-        out = _Out(stage, job.file, job.at, checksum, progress, gate.stop)
         tally: Tally = {}
+        if isinstance(job, EncodeJob):
+            return Done(job, tally, encode(job))
+        out = _Out(stage, job.file, job.at, checksum, progress, gate.stop)
         if isinstance(job, CopyJob):
             _copy(job.source, job.offset, job.nbytes, block, out)
         elif isinstance(job, TileJob):
@@ -186,12 +189,23 @@ def run(
                 left[job.file, job.at] -= 1
                 last = not left[job.file, job.at]
             if not last:
-                return Done(job, tally, None)
+                return Done(job, tally, {})
             out.finish(job.tensor.nbytes, block)
         else:
             for values in job.tensor.blocks(block, tally, stripe):
                 out.write(values.view("u1").data)
-        return Done(job, tally, out.sum if checksum else None)
+        return Done(job, tally, dict.fromkeys(job.keys, out.sum) if checksum else {})
+
+    def encode(job: EncodeJob) -> dict[str, int]:
+        outs = [
+            _Out(stage, place.file, place.at + job.bounds(place)[0], checksum, progress, gate.stop) for place in job.places
+        ]
+        for _, parts in job.encoding.runs(job.first, job.last, stripe):
+            for place, out in zip(job.places, outs, strict=True):
+                out.write(raw(parts[place.number]).data)
+        for out in outs:
+            out.flush()
+        return {place.key: out.sum for place, out in zip(job.places, outs, strict=True)} if checksum else {}
 
     def patch(patches: Iterable[Patch]) -> None:
         for file, at, data in patches:
@@ -199,7 +213,7 @@ def run(
 
     patch(plan.layout.patches)
     results = _run_all(work, _batches(todo), jobs, executor, gate)
-    sums = {key: done.checksum for done in results if done.checksum is not None for key in done.job.keys}
+    sums = {key: value for done in results for key, value in done.sums.items()}
     sums = {slot.key: 0 for slot in plan.layout.slots if not slot.nbytes} | sums
     patch(sink.finish(sums))
     tallies: dict[str, Counter[str]] = {}

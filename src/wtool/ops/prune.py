@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from wtool.checkpoint import Checkpoint
 from wtool.errors import CorruptError, MismatchError, UsageError
 from wtool.kernels.masks import ByBits, Mask, Pruned, Tell
 from wtool.keys import SEPARATORS, matcher, natural
+from wtool.ops.spared import no_weights, spared
 from wtool.tensor import LazyTensor
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 RESTS = ("init", "source")
 LAYOUT = "wtool.mask"  # the name of a mask file's metadata
-_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_NORMS = frozenset(["norm", "ln", "bn", "gn", "layernorm", "batchnorm", "groupnorm", "instancenorm", "rmsnorm"])
-_EMBEDDINGS = frozenset(["embedding", "embeddings", "embeds"])
 _STEP = 1 << 16  # values that are packed at a time
 
 
@@ -49,13 +46,13 @@ def fates(checkpoint: Mapping[str, LazyTensor], include: Sequence[str] = (), exc
     wanted, unwanted = matcher(include), matcher(exclude)
     whys: dict[str, str] = {}
     for key, tensor in checkpoint.items():
-        why = _never(tensor)
+        why = no_weights(tensor)
         if not why and unwanted(key):
             why = "--exclude"
         elif not why and include and not wanted(key):
             why = "not of --include"
         elif not why and not include:
-            why = _spared(key, tensor)
+            why = spared(key, tensor)
         whys[key] = why
     if not include:  # an output layer that is tied to an embedding is one
         groups: dict[object, list[str]] = {}
@@ -66,43 +63,6 @@ def fates(checkpoint: Mapping[str, LazyTensor], include: Sequence[str] = (), exc
             if first is not None:
                 whys.update({key: f"tied to {first}" for key in group if not whys[key]})
     return [Fate(key, not why, why) for key, why in whys.items()]
-
-
-def _never(tensor: LazyTensor) -> str:
-    row = tensor.dtype
-    if not tensor.elements:
-        return "empty"
-    if row.kind == "complex":
-        return "complex"
-    if not row.floating:
-        return f"{row}: no weights"
-    if not row.itemsize:
-        return f"{row}: packed"
-    return "scales of other tensors" if row.name == "f8_e8m0" else ""
-
-
-def _spared(key: str, tensor: LazyTensor) -> str:
-    parts = re.split(f"[{re.escape(SEPARATORS)}]", key)
-    leaf, module = _words(parts[-1]), _words(parts[-2]) if len(parts) > 1 else frozenset()
-    if leaf & {"bias", "biases", "beta"}:
-        return "a bias"
-    if len(tensor.shape) < 2:
-        norm = (leaf | module) & _NORMS or any(word.endswith("norm") for word in module)
-        return "a norm" if norm or leaf & {"gamma"} else "of fewer than two axes"
-    if module & _NORMS:
-        return "a norm"
-    return "an embedding" if (leaf | module) & _embedding_words() else ""
-
-
-def _words(part: str) -> frozenset[str]:
-    return frozenset(word.lower() for word in _WORD.findall(part))
-
-
-@cache
-def _embedding_words() -> frozenset[str]:
-    from wtool.maps.kinds import shipped
-
-    return _EMBEDDINGS.union(shipped()["embedding"].words)
 
 
 _NUMBERED = re.compile(r"\d+|.*[-_]\d+")

@@ -1,0 +1,205 @@
+"""Weights become codes and scales. Says from headers which tensors are quantized, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from wtool.checkpoint import Checkpoint
+from wtool.dtypes import dtype
+from wtool.errors import KeyClashError, UsageError
+from wtool.keys import SEPARATORS, matcher
+from wtool.layout import CASTS, Layout, Scheme, Seen
+from wtool.ops.spared import no_weights, spared, words
+from wtool.tensor import LazyTensor
+
+SMALL = 4096  # weights of a tensor that is not worth its scales
+_HEADS = frozenset(["lm_head", "head", "embed_out", "output", "logits", "classifier", "score", "output_layer"])
+_ROUTERS = frozenset(["gate", "router", "gate_inp", "shared_expert_gate", "wg"])
+_CONVOLUTIONS = ("conv", "patch_embed", "patch_embedding", "downsample")
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """With which scheme a tensor is quantized, or why it is not."""
+
+    key: str
+    scheme: Scheme | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What was asked for: a scheme for all, other ones for keys that match (the first glob counts), and what stays.
+
+    `skip` adds to what is skipped by default; with `only`, the tensors that match, whatever they are.
+    """
+
+    scheme: Scheme
+    schemes: tuple[tuple[str, Scheme | None], ...] = ()
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+
+def fates(checkpoint: Mapping[str, LazyTensor], rules: Rules, layout: Layout) -> list[Fate]:
+    """What is quantized: floating weights of two axes, and stacked ones of three, that are none of what is better left alone.
+
+    Tensors that a runtime fuses (q, k and v; gate and up; the experts of a layer) are all of one scheme or none is
+    quantized. UsageError for a glob that no key matches.
+    """
+    globs = [*rules.only, *rules.skip, *(glob for glob, _ in rules.schemes)]
+    for glob in globs:
+        if not any(map(matcher((glob,)), checkpoint)):
+            raise UsageError(f"no key matches '{glob}'", hint="`wtool inspect --flat` lists the keys")
+    chosen = [(matcher((glob,)), scheme) for glob, scheme in rules.schemes]
+    wanted, unwanted = matcher(rules.only), matcher(rules.skip)
+    found: dict[str, Fate] = {}
+    for key, tensor in checkpoint.items():
+        named = next((one for one in chosen if one[0](key)), None)
+        asked = named is not None or (bool(rules.only) and wanted(key))
+        why = no_weights(tensor)
+        if not why and unwanted(key):
+            why = "--skip"
+        elif not why and rules.only and not asked:
+            why = "not of --only"
+        elif not why and not asked:
+            why = _spared(key, tensor)
+        scheme = named[1] if named is not None else rules.scheme
+        if not why and scheme is None:
+            why = "--scheme-for"
+        if not why and scheme is not None and scheme.name not in CASTS:
+            why = (_shapeless(tensor) or layout.refuses(scheme, tensor)) or ""
+        found[key] = Fate(key, None if why else scheme, why)
+    _tie(checkpoint, found)
+    _fuse(found)
+    return list(found.values())
+
+
+def _shapeless(tensor: LazyTensor) -> str:
+    return "of fewer than two axes" if len(tensor.shape) < 2 else ""
+
+
+def _spared(key: str, tensor: LazyTensor) -> str:
+    why = spared(key, tensor)
+    if why:
+        return why
+    parts = re.split(f"[{re.escape(SEPARATORS)}]", key)
+    module = parts[-2] if len(parts) > 1 else ""
+    if len(tensor.shape) < 2:
+        return "of fewer than two axes"
+    if module in _HEADS or (module in ("weight", "") and parts[0] in _HEADS):
+        return "an output layer"
+    if module in _ROUTERS and tensor.shape[0] <= 1024:
+        return "a router"
+    if any(sign in module.lower() for sign in _CONVOLUTIONS) or len(tensor.shape) > 3:
+        return "a convolution"
+    if words(parts[-1]) & {"pos", "position", "token", "query"}:
+        return "learned positions or tokens"
+    if tensor.elements < SMALL:
+        return f"fewer than {SMALL:,} weights"
+    return ""
+
+
+def _tie(checkpoint: Mapping[str, LazyTensor], found: dict[str, Fate]) -> None:
+    """Tied tensors share their fate: that of the first that is not quantized."""
+    groups: dict[object, list[str]] = {}
+    for key, tensor in checkpoint.items():
+        if tensor.identity is not None:
+            groups.setdefault(tensor.identity, []).append(key)
+    for group in groups.values():
+        left = next((key for key in group if found[key].scheme is None), None)
+        for key in group:
+            if left is not None and found[key].scheme is not None:
+                found[key] = Fate(key, None, f"tied to {left}")
+            elif left is None:
+                found[key] = replace(found[key], scheme=found[group[0]].scheme)
+
+
+_FUSED = (
+    re.compile(r"(.*\.)(?:q_proj|k_proj|v_proj|query|key|value|wq|wk|wv)(\.weight)"),
+    re.compile(r"(.*\.)(?:gate_proj|up_proj|w1|w3)(\.weight)"),
+)
+
+
+def fused_sets(keys: Sequence[str]) -> list[list[str]]:
+    """Keys that runtimes make one matrix of, and that must therefore be coded alike: q, k, v; gate, up; experts of a layer."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for key in keys:
+        name = re.sub(r"(experts?\.)\d+\.", r"\1*.", key)
+        for number, rule in enumerate(_FUSED):
+            if match := rule.fullmatch(name):
+                groups.setdefault((number, match[1]), []).append(key)
+                break
+        else:
+            if name != key:
+                groups.setdefault((-1, name), []).append(key)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _fuse(found: dict[str, Fate]) -> None:
+    for group in fused_sets(list(found)):
+        left = next((key for key in group if found[key].scheme is None), None)
+        schemes = {found[key].scheme for key in group}
+        if left is not None and len(schemes) > 1:
+            for key in group:
+                if found[key].scheme is not None:
+                    found[key] = Fate(key, None, f"fused with {left}, which is not")
+        elif len(schemes) > 1:
+            names = " and ".join(sorted({f"{found[key].scheme} ({key})" for key in group})[:2])
+            raise UsageError(
+                f"what runtimes fuse must be of one scheme: {names}", hint="--scheme-for that matches all of them"
+            )
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Store tensors in a layout: each becomes its parts, in its place. All else is verbatim, or cast to `rest`.
+
+    `schemes` are settled. `seen`: what a first pass saw of those of which the layout `wants` to know. Tied tensors stay tied.
+    KeyClashError where a part's key is taken.
+    """
+
+    layout: Layout
+    schemes: Mapping[str, Scheme]
+    seen: Mapping[str, Seen] = field(default_factory=dict, repr=False)
+    rest: str | None = None
+
+    def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
+        made: dict[object, list[LazyTensor]] = {}
+        tensors: dict[str, LazyTensor] = {}
+        becomes: dict[str, list[str]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            scheme = self.schemes.get(key)
+            if scheme is None:
+                new = [self._rest(tensor)]
+            elif scheme.name in CASTS:
+                new = [_cast(tensor, scheme.name)]
+            else:
+                who = tensor.identity or key
+                new = self.layout.parts(tensor, scheme, self.seen.get(key))
+                same = made.setdefault(who, new)  # one encoding, so that it is computed once
+                new = [part.renamed(own.key) for part, own in zip(same, new, strict=True)]
+            for part in new:
+                if part.key in tensors or (part.key != key and part.key in checkpoint.tensors):
+                    raise KeyClashError(f"'{part.key}', a part of '{key}', is a tensor already", path=checkpoint.source.path)
+                tensors[part.key] = part
+            becomes[key] = [part.key for part in new]
+        sections = tuple(
+            replace(section, keys=tuple(part for key in section.keys for part in becomes[key]))
+            for section in checkpoint.sections
+        )
+        history = (*checkpoint.history, self)
+        structure = checkpoint.structure if all(keys == [key] for key, keys in becomes.items()) else None
+        return replace(checkpoint, tensors=tensors, sections=sections, structure=structure, history=history)
+
+    def _rest(self, tensor: LazyTensor) -> LazyTensor:
+        wide = tensor.dtype.floating and tensor.dtype.bits > 16
+        return _cast(tensor, self.rest) if self.rest is not None and wide else tensor
+
+
+def _cast(tensor: LazyTensor, name: str) -> LazyTensor:
+    from wtool.kernels.cast import Cast
+
+    row = dtype(name)
+    return tensor if tensor.dtype is row else tensor.map(Cast(tensor.dtype, row))
