@@ -89,7 +89,7 @@ SHARED = {
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
     | {"trim", "masks"},
-    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "spared"},
+    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
     "layouts": {"codecs"},
     "analysis": {
         "parallel",

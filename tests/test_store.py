@@ -138,9 +138,9 @@ def test_any_shape_comes_back(data: st.DataObject, shape: tuple[int, ...], share
 def test_runs_that_end_inside_rows(monkeypatch: pytest.MonkeyPatch, columns: int, layout: str) -> None:
     """Small blocks, few marks, rows longer and shorter than both."""
     import wtool.ops.densify
-    import wtool.ops.store
+    import wtool.ops.packed
 
-    monkeypatch.setattr(wtool.ops.store, "BLOCK", 10_000)
+    monkeypatch.setattr(wtool.ops.packed, "BLOCK", 10_000)
     monkeypatch.setattr(wtool.ops.densify, "BLOCK", 10_004)
     rows = 60_000 // columns
     given = checkpoint(lazy("w", sparse((max(rows, 2), columns), 0.7, "<i2")))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wtool.bytesource import ByteSource, LocalFile
-from wtool.checkpoint import Checkpoint
+from wtool.checkpoint import Checkpoint, SparseTensor
 from wtool.errors import UnreadableError
 from wtool.plan import Layout, Patch
 from wtool.tensor import TensorSpec
@@ -63,6 +63,7 @@ class Capabilities:
 
     `dtypes` are the names it can write. `ties`: two keys may share one copy of the values. `metadata`: a map of strings.
     `extras`: plain values beside the tensors, in the checkpoint's structure. `sharded`: can be cut by size into several files.
+    `sparse`: tensors may be the parts of a sparse one.
     """
 
     read: bool = True
@@ -72,6 +73,7 @@ class Capabilities:
     metadata: bool = False
     extras: bool = False
     sharded: bool = False
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class SaveRequest:
     `specs` in the order to keep. `tied` maps a key to the earlier key in `specs` whose values it shares (empty unless the
     format can keep ties). `target` is the path that was asked for; `folder` says that the user wants a folder; `max_shard` is
     the most bytes of tensors in one file. `structure` (see Checkpoint) only for formats with `extras`. `keep`: of tied keys
-    these are the ones to store.
+    these are the ones to store. `sparse` (empty unless the format has them) are to be loaded as sparse tensors.
     """
 
     target: str
@@ -92,6 +94,7 @@ class SaveRequest:
     max_shard: int | None = None
     folder: bool = False
     keep: frozenset[str] = frozenset()
+    sparse: tuple[SparseTensor, ...] = ()
 
 
 class TensorSink(Protocol):

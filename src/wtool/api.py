@@ -140,6 +140,8 @@ def plan_save(
         raise UsageError(f"unknown policy for tied tensors '{tied}'", hint="one of " + ", ".join(TIED_POLICIES))
     if max_shard is not None and not adapter.capabilities.sharded:
         raise UsageError(f"{adapter.name} output cannot be cut into shards", path=path, hint="write safetensors")
+    if checkpoint.sparse and not adapter.capabilities.sparse:
+        raise UsageError(f"{adapter.name} has no sparse tensors of torch's", path=path, hint="--store bitmask, csr or auto")
     _check_dtypes(checkpoint, adapter)
     _check_size(checkpoint)
     policy = tied or ("keep-one" if adapter.capabilities.ties else "duplicate")
@@ -172,6 +174,7 @@ def plan_save(
         max_shard=max_shard,
         folder=registry.is_folder_target(path),
         keep=keep,
+        sparse=checkpoint.sparse,
     )
     sink = adapter.create(request)
     layout = sink.layout

@@ -66,6 +66,19 @@ class TensorRef:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseTensor:
+    """Tensors that are the `parts` of one of torch's sparse tensors: its key, its layout ("torch.sparse_csr"), its shape.
+
+    The parts are full keys, in the order in which torch takes them.
+    """
+
+    key: str
+    layout: str
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """In `extras` and `structure`: an object of a class that wtool does not know, kept as its name and never called."""
 
@@ -98,6 +111,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     - `sections`: the parts; together they hold every key once.
     - `globals`: names that a pickle would have called. `warnings`: what the reader noticed.
     - `history`: the operations done so far.
+    - `sparse`: what a format that has sparse tensors is to write as such. A reader leaves it empty.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -109,6 +123,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     globals: tuple[Global, ...] = ()
     warnings: tuple[Warning, ...] = ()
     history: tuple[Operation, ...] = ()
+    sparse: tuple[SparseTensor, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sections:

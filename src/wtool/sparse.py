@@ -14,7 +14,7 @@ PARTS = {
     "csr": ("shape", "crow_indices", "col_indices", "values"),
 }
 # torch's own sparse tensors, of which a pickle holds the size beside the parts.
-_TORCH = {
+TORCH_PARTS = {
     "torch.sparse_coo": ("indices", "values"),
     "torch.sparse_csr": ("crow_indices", "col_indices", "values"),
     "torch.sparse_bsr": ("crow_indices", "col_indices", "values"),
@@ -49,7 +49,7 @@ def stored_sparse(tensors: Mapping[str, LazyTensor], extras: Mapping[str, Any]) 
                     found.append(Stored(key, layout, parts))
     ours = {stored.key for stored in found}
     for key, size, layout in _sizes(extras):
-        parts = {part: f"{key}.{part}" for part in _TORCH[layout]}
+        parts = {part: f"{key}.{part}" for part in TORCH_PARTS[layout]}
         if key not in ours and all(whole in tensors for whole in parts.values()):
             found.append(Stored(key, layout, parts, size))
     place = {key: at for at, key in enumerate(tensors)}
@@ -79,7 +79,7 @@ def _sizes(extras: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], str]]:
         for name, value in some.items():
             if isinstance(value, Mapping):
                 layout, size = value.get("layout"), value.get("size")
-                if isinstance(layout, str) and layout in _TORCH and isinstance(size, list | tuple):
+                if isinstance(layout, str) and layout in TORCH_PARTS and isinstance(size, list | tuple):
                     if all(type(length) is int and length >= 0 for length in size):
                         found.append((f"{prefix}{name}", tuple(size), layout))
                 elif depth < _DEEP:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from wtool.cli import options
+from wtool.cli import options, storing
 from wtool.cli.console import Console, report_kind, write_report
 from wtool.errors import UsageError
 from wtool.keys import TF_SUFFIX
@@ -46,16 +46,7 @@ def convert(
     densify: Annotated[
         bool, typer.Option("--densify", help="Make dense what is stored sparse (--store, torch's COO and CSR), bit for bit.")
     ] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store",
-            metavar="LAYOUT",
-            help="Store tensors that are mostly zero as what is left: bitmask, csr, auto (the smallest) or dense. "
-            "wtool reads it back with --densify; runtimes do not.",
-            autocompletion=options.one_of("dense", "bitmask", "csr", "auto"),
-        ),
-    ] = None,
+    store: storing.Layout = None,
     max_shard: options.MaxShard = None,
     tied: Annotated[
         str | None,
@@ -97,7 +88,6 @@ def convert(
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
     from wtool.cli.mapping import Choice
-    from wtool.cli.storing import check_layout, stored
 
     kind = options.output_kind(json, format)
     if verify not in (None, *_VERIFY):
@@ -108,17 +98,17 @@ def convert(
     shard = None if max_shard is None else parse_size(max_shard)
     bound = None if memory is None else parse_size(memory)
     added = _pairs(metadata or [])
-    check_layout(store)
+    storing.check_layout(store, dst, to, shard)
     mapping = Choice(tuple(maps or ()), reverse, like, options.variables(set_ or []), unmatched, strict)
     console = Console(quiet=quiet, verbose=verbose)
 
     chosen, named, after, resolved = _prepare(
-        src, dst, to, dtype, section, include, exclude, strip_prefix, rename, mapping, densify
+        src, dst, to, dtype, section, include, exclude, strip_prefix, rename, mapping, densify, dequantize
     )
     whole = chosen.whole
     count = options.worker_count(jobs)
     if store not in (None, "dense"):
-        after, more = stored(after, store or "", dst, to, console, count)
+        after, more = storing.stored(after, store or "", dst, to, console, count)
         added = more | added
     plan = plan_save(
         after,
@@ -133,6 +123,7 @@ def convert(
         losses=mapping.losses(resolved, named),
     )
     _warn(console, after, plan)
+    beside = files_of_dense(src, dst) if dequantize and plan.folder is not None else {}
     renamed = sum(old != new for old, new in zip(chosen.part, named, strict=True))
     done = None
     if how is not None:
@@ -141,7 +132,7 @@ def convert(
         check_ready(plan, how)
     if not dry_run:
         with console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
-            done = save(plan, jobs=count, memory=bound, progress=advance)
+            done = save(plan, jobs=count, memory=bound, progress=advance, beside=beside)
         if how is not None:
             from wtool.verify import verify as compare
 
@@ -184,9 +175,11 @@ def _prepare(
     rename: list[str] | None,
     mapping: Choice,
     densify: bool,
+    dequantize: bool,
 ) -> tuple[_Opened, Checkpoint, Checkpoint, tuple[Resolved, ...]]:
     """What was opened; the same (in the same order) with the names that were asked for; mapped and cast; how it was mapped."""
     from wtool.api import open_checkpoint
+    from wtool.cli.quantizing import plain_numbers
     from wtool.dtypes import dtype as named
     from wtool.formats import registry
     from wtool.keys import parse_rename
@@ -200,6 +193,8 @@ def _prepare(
         from wtool.ops.densify import Densify
 
         whole = Densify()(whole)
+    if dequantize:
+        whole = plain_numbers(whole, src, dtype)
     part = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
     # TensorFlow's suffix means something to TensorFlow only; a recipe that reads it takes it off itself.
     short = whole.source.format == "tensorflow" and target.name != "tensorflow" and not mapping

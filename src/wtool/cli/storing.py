@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from wtool.cli import options
 from wtool.errors import UsageError
 from wtool.sizes import format_size
 
@@ -12,13 +15,34 @@ if TYPE_CHECKING:
     from wtool.cli.console import Console
 
 
-def check_layout(layout: str | None) -> None:
-    """UsageError for a layout that there is not."""
-    if layout is not None:
-        from wtool.ops.store import LAYOUTS
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="LAYOUT",
+        help="Store tensors that are mostly zero as what is left: bitmask, csr, auto (the smaller) or dense; wtool reads it "
+        "back with --densify, runtimes do not. torch-csr, torch-coo: torch's own sparse tensors, in a .pth.",
+        autocompletion=options.one_of("dense", "bitmask", "csr", "auto", "torch-csr", "torch-coo"),
+    ),
+]
 
-        if layout not in LAYOUTS:
-            raise UsageError(f"there is no layout '{layout}'", hint="--store " + ", ".join(LAYOUTS))
+
+def check_layout(layout: str | None, target: str, to: str | None, shard: int | None = None) -> None:
+    """UsageError for a layout that there is not, or not in this format."""
+    if layout is None:
+        return
+    from wtool.formats import registry
+    from wtool.ops.store import LAYOUTS, TORCH
+
+    if layout not in LAYOUTS:
+        raise UsageError(f"there is no layout '{layout}'", hint="--store " + ", ".join(LAYOUTS))
+    if layout in TORCH:
+        adapter = registry.for_target(target, to)
+        if not adapter.capabilities.sparse:
+            hint = "a .pth holds them; bitmask, csr and auto go into every format"
+            raise UsageError(f"--store {layout} is of torch's own tensors, which {adapter.name} does not have", hint=hint)
+        if shard is not None:
+            raise UsageError(f"--store {layout} goes into one file: no --max-shard")
 
 
 def stored(
@@ -27,7 +51,7 @@ def stored(
     """The checkpoint with sparse tensors stored so, and what the output's metadata says of it. Reads all values once."""
     from wtool.analysis.counts import count
     from wtool.formats import registry
-    from wtool.ops.store import Store
+    from wtool.ops.store import TORCH, Store
     from wtool.sparse import METADATA
 
     with console.progress("counting", checkpoint.nbytes) as advance:
@@ -37,9 +61,9 @@ def stored(
         console.note("no tensor is sparse enough to become smaller: all are stored dense")
         return checkpoint, {}
     smaller = step(checkpoint)
-    console.note(
-        f"{len(found):,} of {len(checkpoint):,} tensors are stored sparse, {format_size(smaller.nbytes)} for "
-        f"{format_size(checkpoint.nbytes)}: no runtime reads that; `wtool convert --densify` gives them back"
-    )
-    told = registry.for_target(target, to).capabilities.metadata
+    size = f"{format_size(smaller.nbytes)} for {format_size(checkpoint.nbytes)}"
+    whom = "torch.load gives sparse tensors, which few models take" if layout in TORCH else "no runtime reads that"
+    text = f"{len(found):,} of {len(checkpoint):,} tensors are stored sparse, {size}: {whom}"
+    console.note(f"{text}; `wtool convert --densify` gives them back")
+    told = layout not in TORCH and registry.for_target(target, to).capabilities.metadata
     return smaller, {METADATA: step.metadata(checkpoint)} if told else {}

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from wtool.checkpoint import Node, TensorRef
-from wtool.dtypes import DType
+from wtool.formats.pickle_parts import ATOMS, Pickled, Stored, StoredSparse, hashable, integer, plain
 from wtool.tensor import Shape, c_strides
 
 _BATCH = 1000  # items behind one MARK
-_LONGEST = 255  # bytes of an integer; torch's restricted unpickler knows no LONG4
-_U16, _U32, _I32, _DOUBLE = Struct("<H").pack, Struct("<I").pack, Struct("<i").pack, Struct(">d").pack
+_U32, _DOUBLE = Struct("<I").pack, Struct(">d").pack
 
 _MARK, _STOP, _REDUCE, _BUILD, _PERSISTENT = b"(", b".", b"R", b"b", b"Q"
 _NONE, _TRUE, _FALSE = b"N", b"\x88", b"\x89"
@@ -25,27 +24,10 @@ _EMPTY_TUPLE, _EMPTY_LIST, _EMPTY_DICT = b")", b"]", b"}"
 _TUPLES = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
 _TUPLE, _APPEND, _APPENDS, _SETITEM, _SETITEMS = b"t", b"a", b"e", b"s", b"u"
 
-_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _ORDERED = ("collections", "OrderedDict")
 
 
-class Stored(NamedTuple):
-    """A tensor in C order that is all of its storage. `storage` is any name, the same for tied tensors."""
-
-    storage: str
-    dtype: DType
-    shape: Shape
-
-
-class Pickled(NamedTuple):
-    """A pickle; the storages it names "0", "1", ... in the order in which a reader meets them; and the keys it holds."""
-
-    data: bytes
-    storages: tuple[str, ...]
-    keys: frozenset[str]
-
-
-def dumps(value: Any, tensors: Mapping[str, Stored]) -> Pickled:
+def dumps(value: Any, tensors: Mapping[str, Stored | StoredSparse]) -> Pickled:
     """The pickle of `value`: Node, dict, list, tuple, plain values, and TensorRef to a key of `tensors`.
 
     What is none of these, and a reference to another key, is left out of a dict and becomes None in a list or tuple, whose
@@ -57,7 +39,7 @@ def dumps(value: Any, tensors: Mapping[str, Stored]) -> Pickled:
 
 
 class _Writer:
-    def __init__(self, tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, tensors: Mapping[str, Stored | StoredSparse]) -> None:
         self.out = bytearray(b"\x80\x02")
         self.storages: dict[str, str] = {}
         self.keys: set[str] = set()
@@ -86,7 +68,10 @@ class _Writer:
                 self.out += _NONE
             else:
                 self.keys.add(value.key)
-                self._save_tensor(stored)
+                if isinstance(stored, Stored):
+                    self._save_tensor(stored)
+                else:
+                    self._save_sparse(stored)
             return None
         if kind is Node or kind is dict or kind is list or kind is tuple:
             known = self._memo.get(id(value))
@@ -98,7 +83,7 @@ class _Writer:
             if kind is tuple:
                 return self._tuple(value)
             return self._dict(value)
-        if kind in _ATOMS:
+        if kind in ATOMS:
             self._atom(value)
         else:
             self.out += _NONE
@@ -108,7 +93,7 @@ class _Writer:
         kind = type(value)
         if kind is TensorRef:
             return value.key in self._tensors
-        return kind is Node or kind is dict or kind is list or kind is tuple or _plain(value)
+        return kind is Node or kind is dict or kind is list or kind is tuple or plain(value)
 
     def _put(self, *identities: object) -> None:
         """Memoize what is on top of the stack, for those who look for one of `identities`."""
@@ -134,7 +119,7 @@ class _Writer:
         elif isinstance(value, str):
             self._text(value)
         elif isinstance(value, int):
-            self.out += _integer(value) if _plain(value) else _NONE
+            self.out += integer(value) if plain(value) else _NONE
         elif isinstance(value, float):
             self.out += b"G" + _DOUBLE(value)
         elif isinstance(value, complex):
@@ -204,12 +189,12 @@ class _Writer:
             self.out += _EMPTY_DICT
             items = value.items if isinstance(value, Node) else value.items()
         self._put(id(value))
-        yield from self._items((key, item) for key, item in items if _hashable(key) and self._kept(item))
+        yield from self._items((key, item) for key, item in items if hashable(key) and self._kept(item))
         if attributes:
             # Not memoized by its id: the dict is gone when this frame is, and another may get its id.
             self.out += _EMPTY_DICT
             self._put()
-            yield from self._items((key, item) for key, item in attributes.items() if _hashable(key) and self._kept(item))
+            yield from self._items((key, item) for key, item in attributes.items() if hashable(key) and self._kept(item))
             self.out += _BUILD
 
     def _items(self, items: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
@@ -240,7 +225,7 @@ class _Writer:
             elements *= dtype.itemsize
         self._text(storage)
         self._text("cpu")
-        self.out += _integer(elements) + _TUPLE
+        self.out += integer(elements) + _TUPLE
         self._put()
         self.out += b"QK\x00"
         self._sizes(shape)
@@ -254,6 +239,33 @@ class _Writer:
         self.out += _TUPLE
         self._call()
 
+    def _save_sparse(self, sparse: StoredSparse) -> None:
+        """`_rebuild_sparse_tensor` of the layout and (parts, shape[, coalesced]) (torch/_tensor.py, `_reduce_ex_internal`)."""
+        layout, parts, shape = sparse
+        self._name("torch._utils", "_rebuild_sparse_tensor")
+        known = self._memo.get(("layout", layout))
+        if known is None:
+            self._name("torch.serialization", "_get_layout")
+            self._text(layout)
+            self.out += _TUPLES[1]
+            self._put()
+            self.out += _REDUCE
+            self._put(("layout", layout))
+        else:
+            self.out += known
+        coo = layout == "torch.sparse_coo"
+        self.out += _MARK  # four in either layout
+        for part in parts:
+            self._save_tensor(part)
+        self._name("torch", "Size")
+        self._sizes(shape)
+        self.out += _TUPLES[1]
+        self._call()
+        self.out += (_TRUE if coo else b"") + _TUPLE
+        self._put()
+        self.out += _TUPLES[2]
+        self._call()
+
     def _sizes(self, sizes: Shape) -> None:
         if not sizes:
             self.out += _EMPTY_TUPLE
@@ -261,32 +273,6 @@ class _Writer:
         if len(sizes) > 3:
             self.out += _MARK
         for size in sizes:
-            self.out += _integer(size)
+            self.out += integer(size)
         self.out += _TUPLES.get(len(sizes), _TUPLE)
         self._put()
-
-
-def _integer(value: int) -> bytes:
-    if 0 <= value < 256:
-        return b"K%c" % value
-    if 0 <= value < 65536:
-        return b"M" + _U16(value)
-    if -(1 << 31) <= value < 1 << 31:
-        return b"J" + _I32(value)
-    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    if value < 0 and len(data) > 1 and data[-1] == 0xFF and data[-2] & 0x80:
-        data = data[:-1]
-    return b"\x8a%c" % len(data) + data
-
-
-def _plain(value: Any) -> bool:
-    if type(value) is int:
-        return value.bit_length() < 8 * _LONGEST
-    return type(value) in _ATOMS
-
-
-def _hashable(key: Any) -> bool:
-    """Whether a value may be a key of a dict: plain, or a tuple of such."""
-    if type(key) is not tuple:
-        return _plain(key)
-    return all(_plain(part) for part in key)

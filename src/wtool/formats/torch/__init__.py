@@ -22,6 +22,7 @@ class _Torch:
         ties=True,
         extras=True,
         sharded=True,
+        sparse=True,
     )
 
     def sniff(self, probe: Probe) -> Match | None:

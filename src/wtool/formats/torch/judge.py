@@ -11,10 +11,12 @@ from wtool.adapter import Judged
 from wtool.dtypes import BY_TORCH
 from wtool.errors import MissingExtraError, VerifyError
 from wtool.formats.shards import INDEX
+from wtool.sparse import TORCH_PARTS
 
 
 def judge(path: str) -> Iterator[Judged]:
-    """Every tensor, by the path of keys and indexes that leads to it, joined with dots, as the reader names it.
+    """Every tensor, by the path of keys and indexes that leads to it, joined with dots, as the reader names it; of sparse
+    ones the parts.
 
     `path` is a file, an index, or a folder with either. Raises MissingExtraError without PyTorch, VerifyError when it refuses
     the file.
@@ -32,7 +34,8 @@ def judge(path: str) -> Iterator[Judged]:
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise VerifyError(f"torch.load refuses it: {line}", path=file) from error
         for key, tensor in _flat(loaded, torch.Tensor):
-            yield _judged(key, tensor)
+            for name, part in _parts(key, tensor):
+                yield _judged(name, part)
 
 
 def _flat(loaded: Any, kind: type) -> Iterator[tuple[str, Any]]:
@@ -49,6 +52,17 @@ def _flat(loaded: Any, kind: type) -> Iterator[tuple[str, Any]]:
         else:
             continue
         todo += ((f"{key}.{name}" if key else str(name), item) for name, item in reversed(inner))
+
+
+def _parts(key: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    """The tensor, or, where it is sparse, those that it is made of."""
+    names = TORCH_PARTS.get(str(tensor.layout))
+    if names is None:
+        yield key, tensor
+        return
+    for name in names:
+        # What is not coalesced has its parts under other names only.
+        yield f"{key}.{name}", getattr(tensor, f"_{name}" if str(tensor.layout) == "torch.sparse_coo" else name)()
 
 
 def _judged(key: str, tensor: Any) -> Judged:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from wtool.adapter import SaveRequest, TensorSink
 from wtool.checkpoint import Node, TensorRef
-from wtool.errors import DtypeError
-from wtool.formats.pickling import Pickled, Stored, dumps
+from wtool.errors import DtypeError, UsageError
+from wtool.formats.pickle_parts import Pickled, Stored, StoredSparse
+from wtool.formats.pickling import dumps
 from wtool.formats.shards import INDEX, Pattern, split
 from wtool.formats.torch.archive_layout import ALIGNMENT, Entry, descriptor, descriptor_size, directory, directory_size, header
 from wtool.plan import Layout, OutputFile, Patch, Slot
@@ -72,6 +73,8 @@ def create(request: SaveRequest) -> TensorSink:
     untied = [spec for spec in request.specs if spec.key not in request.tied]
     shards = split(untied, request.max_shard, pattern)
     owners = {key: key for key in (spec.key for spec in untied)} | dict(request.tied)
+    if request.sparse and len(shards) > 1:
+        raise UsageError("torch's sparse tensors are written into one file", path=request.target, hint="no --max-shard")
     archives = []
     for name, specs in shards.items():
         kept = {spec.key: spec for spec in specs}
@@ -104,7 +107,21 @@ def _stored(spec: TensorSpec) -> Stored:
     return Stored(spec.key, spec.dtype, spec.shape)
 
 
-def _pickled(request: SaveRequest, table: dict[str, Stored], whole: bool) -> Pickled:
+def _joined(request: SaveRequest, stored: dict[str, Stored]) -> dict[str, Stored | StoredSparse]:
+    """The table with each sparse tensor in place of the first of its parts."""
+    at = {one.parts[0]: one for one in request.sparse if all(part in stored for part in one.parts)}
+    inner = {part for one in at.values() for part in one.parts}
+    table: dict[str, Stored | StoredSparse] = {}
+    for key, tensor in stored.items():
+        if (one := at.get(key)) is not None:
+            table[one.key] = StoredSparse(one.layout, tuple(stored[part] for part in one.parts), one.shape)
+        elif key not in inner:
+            table[key] = tensor
+    return table
+
+
+def _pickled(request: SaveRequest, stored: dict[str, Stored], whole: bool) -> Pickled:
+    table = _joined(request, stored)
     flat = Node(tuple((key, TensorRef(key)) for key in table), ordered=True)
     structure = request.structure if whole else None
     if structure is None:
