@@ -187,6 +187,12 @@ class EvaluationError(WtoolError):
         self.said = said
 
 
+class QuantizedError(WtoolError):
+    """A checkpoint is stored quantized where it must not be, or not as it should."""
+
+    code = "quantized"
+
+
 class TiedError(WtoolError):
     """Tied tensors, and `--tied error` was asked for."""
 

@@ -60,7 +60,8 @@ class Codec(Protocol):
     def decode(self, parts: Sequence[Array], row: int, columns: int) -> Array:
         """f32 [n, columns] of flat arrays of the parts' dtypes, which are those of whole rows from `row` on.
 
-        The parts may end with padding: rows beyond the matrix are cut off by the caller.
+        The parts may end with padding: rows beyond the matrix are cut off by the caller. A codec may also have `ends`, of the
+        same arguments: the lowest and highest values that the codes of each group reach, half a step beyond, f32 [n, groups].
         """
         ...
 
@@ -213,7 +214,7 @@ class Decoded:
         if not len(buffer):
             return
         first = offset // wide // self.codec.step * self.codec.step
-        for row, values in self._slabs(first, -(-end // wide), SLAB):
+        for row, _, values in self.slabs(first, -(-end // wide), SLAB):
             at, found = row * wide, raw(values)
             start, stop = max(at, offset), min(at + len(found), end)
             if start < stop:
@@ -223,35 +224,32 @@ class Decoded:
         """All in turn, as LazyTensor.blocks."""
         some = max(nbytes // 4, 1)
         plain = all(tensor.span is not None for tensor in self.tensors)
-        for _, values in self._slabs(0, self.rows, SLAB if plain else stripe // 4):
+        for _, _, values in self.slabs(0, self.rows, SLAB if plain else stripe // 4):
             flat = values.reshape(-1)
             for start in range(0, len(flat), some):
                 yield flat[start : start + some]
 
-    def _slabs(self, first: int, last: int, elements: int) -> Iterator[tuple[int, Array]]:
-        """Rows from `first`, a multiple of the step, to `last`."""
+    def slabs(self, first: int, last: int, elements: int) -> Iterator[tuple[int, list[Array], Array]]:
+        """Rows from `first`, a multiple of the step, to `last`: where a slab begins, its parts, and its values.
+
+        Parts are read for so many `elements` at once, and decoded in what the cache holds.
+        """
         step = self.codec.step
         many = max(elements // self.columns // step, 1) * step
+        inner = max(SLAB // self.columns // step, 1) * step
         for row in range(first, last, many):
             end = min(row + many, last)
-            parts = [self._rows(number, row, end) for number in range(len(self.tensors))]
-            inner = max(SLAB // self.columns // step, 1) * step
-            if end - row <= inner:
-                yield row, self.codec.decode(parts, row, self.columns)[: end - row]
-                continue
-            for low in range(row, end, inner):  # what was gathered at once is decoded in what the cache holds
+            parts = [self.tensors[number].flat(*self._bounds(number, row, end)) for number in range(len(self.tensors))]
+            for low in range(row, end, inner):
                 high = min(low + inner, end)
                 few = [self._cut(number, part, row, low, high) for number, part in enumerate(parts)]
-                yield low, self.codec.decode(few, low, self.columns)[: high - low]
+                yield low, few, self.codec.decode(few, low, self.columns)[: high - low]
 
     def _bounds(self, number: int, low: int, high: int) -> tuple[int, int]:
         part, tensor = self._parts[number], self.tensors[number]
         item, step = tensor.stored.numpy().itemsize, self.codec.step
         start, stop = low // step * part.chunk, min(-(-high // step) * part.chunk, part.nbytes)
         return start // item, stop // item
-
-    def _rows(self, number: int, low: int, high: int) -> Array:
-        return self.tensors[number].flat(*self._bounds(number, low, high))
 
     def _cut(self, number: int, part: Array, begun: int, low: int, high: int) -> Array:
         base = self._bounds(number, begun, high)[0]

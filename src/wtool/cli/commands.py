@@ -22,6 +22,8 @@ COMMANDS = {
     "constant memory.",
     "prune": "Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.",
     "apply-mask": "Set to zero what masks say, as after training went on without them, and keep all else bit for bit.",
+    "quantize": "Make checkpoints smaller that real runtimes load: int8, int4, fp8, nvfp4, nf4, GGUF types; and say what "
+    "it cost.",
     "changelog": "Write a Markdown changelog of the versions of a model: what was added, frozen, retrained, cast, and "
     "how far it moved.",
     "git": "Show in `git diff` and `git log -p` what changed in checkpoints, tensor by tensor.",

@@ -46,6 +46,14 @@ def convert(
     densify: Annotated[
         bool, typer.Option("--densify", help="Make dense what is stored sparse (--store, torch's COO and CSR), bit for bit.")
     ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Make plain numbers of what is stored quantized (compressed-tensors, GPTQ, AWQ, bitsandbytes, MLX, FP8...); "
+            "--dtype says which.",
+        ),
+    ] = False,
     store: storing.Layout = None,
     max_shard: options.MaxShard = None,
     tied: Annotated[
@@ -88,6 +96,7 @@ def convert(
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
     from wtool.cli.mapping import Choice
+    from wtool.cli.quantizing import files_of_dense
 
     kind = options.output_kind(json, format)
     if verify not in (None, *_VERIFY):

@@ -12,6 +12,20 @@ from wtool.render import KINDS
 _MOST = 500  # keys offered at once
 
 
+def schemes(incomplete: str) -> list[str]:
+    """Names of schemes of quantization."""
+    from wtool.layout import SCHEMES
+
+    return [name for name in SCHEMES if name.startswith(incomplete)]
+
+
+def layouts(incomplete: str) -> list[str]:
+    """Names of layouts of quantized tensors that can be written."""
+    from wtool.layouts.registry import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 def output_kind(json: bool, kind: str | None) -> str:
     """What `--json` and `--format` ask for together."""
     if kind is not None and kind not in KINDS:
@@ -44,7 +58,7 @@ def _formats(incomplete: str) -> list[str]:
 def _dtypes(incomplete: str) -> list[str]:
     from wtool.dtypes import BY_NAME
 
-    return [name for name, row in BY_NAME.items() if row.floating and row.bits >= 8 and name.startswith(incomplete)]
+    return [name for name, row in BY_NAME.items() if row.floating and row.itemsize and name.startswith(incomplete)]
 
 
 def _opened(ctx: typer.Context, section: str | None) -> Any:

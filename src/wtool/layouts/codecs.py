@@ -61,13 +61,20 @@ class PackedInts:
         zeros = None if self.affine.symmetric else unpack(parts[2].reshape(-1, groups), bits, len(codes), axis=0)
         return self.affine.decode(codes, scales[: len(codes)], zeros)
 
+    def ends(self, parts: Sequence[Array], row: int, columns: int) -> tuple[Array, Array]:
+        scales = parts[1].reshape(-1, self._groups(columns))
+        zeros = None
+        if not self.affine.symmetric:
+            zeros = unpack(parts[2].reshape(-1, scales.shape[1]), self.affine.bits, len(scales), axis=0)
+        return _ends(self.affine, scales, zeros)
+
     def _groups(self, columns: int) -> int:
         return columns // self.affine.group if self.affine.group else 1
 
 
 @dataclass(frozen=True)
 class PlainInts:
-    """Codes as i8, one a byte, with their scales (and zero points): parts `codes` [O, I], `scale`, `zero_point` [O, groups]."""
+    """Codes as i8, one a byte, with their scales and zero points: `codes` [O, I], `scale`, `zero_point` [O, groups]."""
 
     affine: Affine
     scale: float | None = None
@@ -90,6 +97,16 @@ class PlainInts:
         codes = parts[0].reshape(-1, columns)
         found = [part.reshape(len(codes), -1) for part in parts[1:]]
         return self.affine.decode(codes, found[0], None if self.affine.symmetric else found[1])
+
+    def ends(self, parts: Sequence[Array], row: int, columns: int) -> tuple[Array, Array]:
+        found = [part.reshape(len(parts[0]) // columns, -1) for part in parts[1:]]
+        return _ends(self.affine, found[0], None if self.affine.symmetric else found[1])
+
+
+def _ends(affine: Affine, scales: Array, zeros: Array | None) -> tuple[Array, Array]:
+    wide = scales.astype(np.float32)
+    shift = np.float32(0) if zeros is None else zeros.astype(np.float32)
+    return (np.float32(affine.lowest - 0.5) - shift) * wide, (np.float32(affine.highest + 0.5) - shift) * wide
 
 
 def weight_dtype(row: DType) -> DType:

@@ -170,15 +170,9 @@ class Quantize:
         tensors: dict[str, LazyTensor] = {}
         becomes: dict[str, list[str]] = {}
         for key, tensor in checkpoint.tensors.items():
-            scheme = self.schemes.get(key)
-            if scheme is None:
-                new = [self._rest(tensor)]
-            elif scheme.name in CASTS:
-                new = [_cast(tensor, scheme.name)]
-            else:
-                who = tensor.identity or key
-                new = self.layout.parts(tensor, scheme, self.seen.get(key))
-                same = made.setdefault(who, new)  # one encoding, so that it is computed once
+            new = self.became(tensor)
+            if new[0].key != key or len(new) > 1:
+                same = made.setdefault(tensor.identity or key, new)  # one encoding, so that it is computed once
                 new = [part.renamed(own.key) for part, own in zip(same, new, strict=True)]
             for part in new:
                 if part.key in tensors or (part.key != key and part.key in checkpoint.tensors):
@@ -192,6 +186,15 @@ class Quantize:
         history = (*checkpoint.history, self)
         structure = checkpoint.structure if all(keys == [key] for key, keys in becomes.items()) else None
         return replace(checkpoint, tensors=tensors, sections=sections, structure=structure, history=history)
+
+    def became(self, tensor: LazyTensor) -> list[LazyTensor]:
+        """The tensors that one of the checkpoint becomes."""
+        scheme = self.schemes.get(tensor.key)
+        if scheme is None:
+            return [self._rest(tensor)]
+        if scheme.name in CASTS:
+            return [_cast(tensor, scheme.name)]
+        return self.layout.parts(tensor, scheme, self.seen.get(tensor.key))
 
     def _rest(self, tensor: LazyTensor) -> LazyTensor:
         wide = tensor.dtype.floating and tensor.dtype.bits > 16

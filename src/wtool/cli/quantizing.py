@@ -1,0 +1,289 @@
+"""A quantization in its steps: what is asked for, what becomes of each tensor, the output, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+from wtool.cli import hf_config, options
+from wtool.cli.pruning import lost
+from wtool.errors import NoTensorsError, NotFiniteError, QuantizedError, UsageError, WtoolError
+from wtool.sizes import parse_size
+
+if TYPE_CHECKING:
+    from wtool.analysis.damage import Damage
+    from wtool.api import SavePlan, SaveReport
+    from wtool.bytesource import ByteSource
+    from wtool.checkpoint import Checkpoint
+    from wtool.cli.console import Console
+    from wtool.layout import Layout, Quantized, Scheme, Seen
+    from wtool.ops.quantize import Fate
+    from wtool.tensor import LazyTensor
+
+KEY = "wtool.quantized"  # of the outcome's metadata
+QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of a config.json
+_OF_SCHEME = {"nf4": "bnb", "fp4": "bnb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options that say what to do, as they were given."""
+
+    scheme: str
+    layout: str | None = None
+    group: str | None = None
+    asymmetric: bool = False
+    method: str | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    scheme_for: tuple[str, ...] = ()
+    rest: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Those that were given."""
+        names = ("scheme", "layout", "group", "asymmetric", "method", "only", "skip", "scheme_for", "rest")
+        found = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value}
+
+
+def opened(src: str, section: str | None) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """The checkpoint, or its section, and the config.json beside it."""
+    from wtool.api import open_checkpoint
+
+    return open_checkpoint(src, section=section), hf_config.read(src)
+
+
+def dequantized(
+    checkpoint: Checkpoint, config: Mapping[str, Any] | None, dtype: str | None = None
+) -> tuple[Checkpoint, dict[str, Quantized]]:
+    """The checkpoint with everything that is stored quantized as plain numbers, and what that was."""
+    from wtool.dtypes import dtype as named
+    from wtool.layouts import registry
+    from wtool.ops.dequantize import Dequantize
+
+    found = registry.find(checkpoint.tensors, config, checkpoint.metadata)
+    if not found:
+        return checkpoint, found
+    dense = Dequantize(found, None if dtype is None else named(dtype))(checkpoint)
+    return replace(dense, metadata={name: text for name, text in dense.metadata.items() if name != KEY}), found
+
+
+def plain_numbers(checkpoint: Checkpoint, src: str, dtype: str | None) -> Checkpoint:
+    """The checkpoint without anything quantized. NoTensorsError where nothing is."""
+    try:
+        dense, found = dequantized(checkpoint, hf_config.read(src), dtype)
+    except WtoolError as error:
+        raise error.at(src) from None
+    if not found:
+        raise NoTensorsError("nothing in it is stored quantized, in a layout that wtool knows", path=src)
+    return dense
+
+
+def files_of_dense(src: str, dst: str) -> dict[str, ByteSource]:
+    """What goes into a folder beside tensors that are plain numbers again: all small files, config.json telling so."""
+    config = hf_config.read(src)
+    if config is None:
+        return {}
+    plain = {name: value for name, value in config.items() if name not in QUANTIZATION}
+    return hf_config.files_beside(src, plain, dst)[0]
+
+
+class Quantizing:
+    """A source that is open, and what is to become of it."""
+
+    def __init__(
+        self,
+        src: str,
+        dst: str,
+        asked: Asked,
+        console: Console,
+        *,
+        section: str | None = None,
+        to: str | None = None,
+        jobs: int | None = None,
+        requantize: bool = False,
+    ) -> None:
+        from wtool.formats import registry as formats
+        from wtool.layouts import registry
+
+        self.src, self.dst, self.asked, self.console, self.to = src, dst, asked, console, to
+        self.jobs = options.worker_count(jobs)
+        self.target = formats.for_target(dst, to)
+        self.layout = self._layout()
+        self.scheme = self._scheme(asked.scheme)
+        self.whole, self.config = opened(src, "all")
+        self.part = self.whole.section(section)
+        for warning in self.part.warnings:
+            console.warn(warning.message, src)
+        there = registry.find(self.part.tensors, self.config, self.part.metadata)
+        said = next((name for name in QUANTIZATION if self.config and self.config.get(name)), None)
+        if (there or said) and not requantize:
+            first = next(iter(there.values()), None)
+            how = f"{first.layout} {first.scheme}, {len(there):,} tensors" if first else f"config.json has a {said}"
+            hint = "--requantize decodes it first, and loses twice; `wtool convert --dequantize` gives plain numbers"
+            raise QuantizedError(f"is quantized already: {how}", path=src, hint=hint)
+        if said and not there:
+            raise QuantizedError(f"config.json has a {said}, and no tensor is of a layout that wtool knows", path=src)
+        if there:
+            self.part, _ = dequantized(self.part, self.config)
+        self.fates: list[Fate] = []
+        self.seen: dict[str, Seen] = {}
+        self.beside: dict[str, ByteSource] = {}
+        self.left_out: list[str] = []
+
+    def _layout(self) -> Layout:
+        from wtool.layouts import registry
+
+        name = self.asked.layout
+        if name is None:
+            base = self.asked.scheme.partition(":")[0]
+            usual = _OF_SCHEME.get(base) or ("gguf" if base.startswith("q") else "compressed-tensors")
+            name = {"gguf": "gguf", "safetensors": usual}.get(self.target.name, "plain")
+        layout = registry.layout(name)
+        if not layout.formats:
+            raise UsageError(f"the layout '{name}' is only read", hint="one of " + ", ".join(registry.names()))
+        if self.target.name not in layout.formats:
+            hint = f"--layout plain, or a target that is {' or '.join(layout.formats)}"
+            raise UsageError(f"the layout '{name}' is not one of {self.target.name}", path=self.dst, hint=hint)
+        return layout
+
+    def _scheme(self, text: str) -> Scheme:
+        from wtool.layout import CASTS, METHODS, parse_scheme
+
+        asked, scheme = self.asked, parse_scheme(text)
+        if asked.group is not None and scheme.group is None:
+            scheme = replace(scheme, group=parse_scheme(f"int4:{asked.group}").group)
+        if asked.asymmetric:
+            scheme = replace(scheme, symmetric=False)
+        if asked.method is not None and scheme.method is None:
+            if asked.method not in METHODS:
+                raise UsageError(f"there is no method '{asked.method}'", hint="one of " + ", ".join(METHODS))
+            scheme = replace(scheme, method=asked.method)
+        return scheme if scheme.name in CASTS else self.layout.settle(scheme)
+
+    def choose(self, *, keep_odd: bool = False, dry_run: bool = False) -> None:
+        """Say of every tensor what becomes of it; look at values where that is needed."""
+        from wtool.layout import CASTS
+        from wtool.layouts.codecs import as_f32
+        from wtool.ops.quantize import Fate, Rules, fates
+
+        rules = Rules(self.scheme, tuple(map(self._ruled, self.asked.scheme_for)), self.asked.only, self.asked.skip)
+        main = self.part.main_section()
+        found = fates({key: self.part[key] for key in main.keys}, rules, self.layout)
+        others = [Fate(key, None, f"not of section {main.name}") for key in self.part if key not in set(main.keys)]
+        self.fates = [*found, *others]
+        chosen = {fate.key: fate.scheme for fate in found if fate.scheme is not None and fate.scheme.name not in CASTS}
+        if not any(fate.scheme for fate in found):
+            raise NoTensorsError("no tensor is to be quantized", path=self.src, hint="-n says why; --only names keys")
+        wanted = {key for key, scheme in chosen.items() if self.layout.wants(scheme)}
+        look = {key: as_f32(self.part[key]) for key in chosen if key in wanted or keep_odd}
+        if dry_run:
+            from wtool.layout import Seen
+
+            self.seen = {key: Seen(1.0, 1.0) for key in wanted}
+        elif look:
+            self._look(look, wanted, keep_odd)
+
+    def _look(self, tensors: Mapping[str, LazyTensor], wanted: set[str], keep_odd: bool) -> None:
+        from wtool.analysis.seen import seen
+        from wtool.ops.quantize import Fate, fused_sets
+
+        odd: set[str] | None = set() if keep_odd else None
+        with self.console.progress("looking", sum(tensor.nbytes for tensor in tensors.values())) as advance:
+            try:
+                self.seen = seen(tensors, self.jobs, advance, odd=odd)
+            except NotFiniteError as error:
+                raise error.at(self.src) from None
+        self.fates = [Fate(one.key, None, "holds NaN or an infinity") if one.key in (odd or ()) else one for one in self.fates]
+        for group in fused_sets([key for key in tensors if key in wanted]):
+            largest = max(self.seen[key].largest for key in group)
+            for key in group:
+                self.seen[key] = replace(self.seen[key], largest=largest)
+
+    def _ruled(self, text: str) -> tuple[str, Scheme | None]:
+        glob, sign, name = text.rpartition("=")
+        if not sign or not glob:
+            raise UsageError(f"'{text}' is no rule", hint="--scheme-for 'GLOB=int8', or 'GLOB=none'")
+        return glob, None if name == "none" else self._scheme(name)
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        return {fate.key: fate.scheme for fate in self.fates if fate.scheme is not None}
+
+    def plan(self, *, max_shard: str | None, force: bool, strict: bool) -> SavePlan:
+        """Lay the output out."""
+        from wtool.api import plan_save
+        from wtool.layout import CASTS
+        from wtool.ops.quantize import Quantize
+
+        coded = {key: scheme for key, scheme in self.schemes.items() if scheme.name not in CASTS}
+        made = Quantize(self.layout, self.schemes, self.seen, self.asked.rest)(self.part)
+        told: dict[str, str] = {}
+        if self.target.capabilities.metadata:
+            short = {name: sum(str(one) == name for one in coded.values()) for name in dict.fromkeys(map(str, coded.values()))}
+            told = {KEY: dumps({"layout": self.layout.name, "schemes": short}, separators=(",", ":"))}
+            told |= self.layout.metadata(coded)
+        plan = plan_save(
+            made,
+            self.dst,
+            to=self.to,
+            whole=self.whole,
+            metadata=told,
+            max_shard=None if max_shard is None else parse_size(max_shard),
+            force=force,
+            strict=strict,
+        )
+        if plan.folder is not None and self.config is not None:
+            kept = [fate.key for fate in self.fates if fate.key not in coded and len(self.part[fate.key].shape) == 2]
+            plain = {name: value for name, value in self.config.items() if name not in QUANTIZATION}
+            config = plain | self.layout.config(coded, kept)
+            self.beside, self.left_out = hf_config.files_beside(self.src, config, self.dst)
+        return plan
+
+    def write(self, plan: SavePlan, memory: str | None) -> SaveReport:
+        from wtool.api import save
+
+        bound = None if memory is None else parse_size(memory)
+        with self.console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
+            try:
+                return save(plan, jobs=self.jobs, memory=bound, progress=advance, beside=self.beside)
+            except NotFiniteError as error:
+                raise error.at(self.src) from None
+
+    def measure(self, plan: SavePlan) -> dict[str, Damage]:
+        """Read what was written, decode it, and compare: key -> damage. QuantizedError where it does not come back."""
+        from wtool.analysis.damage import damage
+        from wtool.layout import CASTS
+        from wtool.layouts import registry
+        from wtool.layouts.codecs import as_f32
+
+        there, config = opened(plan.target, "all")
+        found = registry.find(there.tensors, config, there.metadata)
+        pairs = {}
+        aliases = {key: group[0] for group in plan.tied for key in group}
+        for key, scheme in self.schemes.items():
+            if scheme.name in CASTS:
+                one = there.get(key)
+                dense = None if one is None else as_f32(one)
+            else:
+                stored = found.get(key)
+                dense = None if stored is None else stored.dense()
+            if dense is None or dense.shape != self.part[key].shape:
+                if key in aliases:
+                    continue
+                raise QuantizedError(f"'{key}' does not come back from what was written", path=plan.target)
+            pairs[key] = (as_f32(self.part[key]), dense)
+        with self.console.progress("measuring", sum(one.nbytes for one, _ in pairs.values())) as advance:
+            return damage(pairs, self.jobs, advance)
+
+    def notes(self, plan: SavePlan, *, future: bool) -> list[str]:
+        """What a person should know besides."""
+        losses = list(plan.losses)
+        found = lost(losses, future=future)
+        if self.left_out:
+            found.append(f"not copied, too large: {', '.join(self.left_out)}")
+        if plan.folder is None and self.config is not None and self.layout.name != "gguf":
+            found.append("a file has no room for config.json: a folder as the target takes it, and all small files, along")
+        return found
