@@ -88,7 +88,8 @@ SHARED = {
     }
     | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
-    | {"trim", "masks"},
+    | {"trim", "masks", "squares", "halfmean", "affine", "packing", "clip"}
+    | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
     "layouts": {"codecs"},
     "analysis": {

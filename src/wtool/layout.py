@@ -13,7 +13,7 @@ A layout is one object of the family `layouts`, which keeps these promises:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -113,6 +113,18 @@ class Quantized:
     parts: tuple[str, ...]
     nbytes: int
     dense: Callable[[], LazyTensor] = field(repr=False, compare=False)
+
+
+# Ends of keys that stand beside quantized weights, in the layouts that wtool knows. The registry asks no layout without one.
+_SIGNS = (
+    "_packed", "_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".qweight", ".SCB", ".absmax", "._data", "._scale",
+    "_qdata", "_scb",
+)  # fmt: skip
+
+
+def looks_quantized(keys: Iterable[str]) -> bool:
+    """Whether it is worth asking the layouts."""
+    return any(key.endswith(_SIGNS) for key in keys)
 
 
 class Layout(Protocol):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wtool.analysis.looks import looks_like
 from wtool.analysis.plain import Plain, lines, short
 from wtool.analysis.tree import Branch, tree
 from wtool.checkpoint import Checkpoint
+from wtool.dtypes import DType
 from wtool.keys import natural, short_key
 from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_count, format_size
 from wtool.sparse import stored_sparse
-from wtool.tensor import LazyTensor
+from wtool.tensor import LazyTensor, TensorSpec
+
+if TYPE_CHECKING:
+    from wtool.layout import Quantized
 
 SCHEMA = "wtool.inspect/1"
 
@@ -51,31 +55,40 @@ def inspect(
     values: Values | None = None,
     cells: Cells | None = None,
     digest: str | None = None,
+    quantized: Mapping[str, Quantized] | None = None,
 ) -> Report:
     """The report of `whole` (all sections, as opened), with the tensors of `chosen`, a part of it (None: the model's weights).
 
     `values` adds fields to single tensors, by key (a digest, statistics), and `cells` columns to the flat list, by key and by
-    title; `digest` is that of all chosen tensors.
+    title; `digest` is that of all chosen tensors. `quantized`: what stands for what is stored in parts; the tree shows it.
     Exit code 1 if the checkpoint names something dangerous.
     """
     chosen = whole.section() if chosen is None else chosen
     tensors = list(chosen.tensors.values())
     plain = Plain()
     extras = plain(dict(whole.extras))
-    data = _data(whole, chosen, values or {}, digest, extras)
+    data = _data(whole, chosen, values or {}, digest, extras, quantized or {})
     if plain.cut:
         data["warnings"].append({"code": "extras-cut", "message": "the extras are too large to be shown whole"})
     blocks: list[Block] = [_facts(whole, chosen, data)]
     if len(whole.sections) > 1:
         blocks.append(_sections(data))
     if tensors:
-        blocks.append(_flat(tensors, view, cells or {}) if view.flat else _tree(tensors, view))
+        blocks.append(_flat(tensors, view, cells or {}) if view.flat else _tree(tensors, view, quantized or {}))
     blocks += _others(data, view)
     dangerous = any(found.verdict == "dangerous" for found in whole.globals)
     return Report(SCHEMA, _title(whole, data), data, tuple(blocks), exit_code=int(dangerous))
 
 
-def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: str | None, extras: Any) -> dict[str, Any]:
+def _data(
+    checkpoint: Checkpoint,
+    chosen: Checkpoint,
+    values: Values,
+    digest: str | None,
+    extras: Any,
+    quantized: Mapping[str, Quantized],
+) -> dict[str, Any]:
+    parts = {part for one in quantized.values() for part in one.parts}
     homes = {key: section.name for section in chosen.sections for key in section.keys}
     order = sorted(chosen.tensors, key=natural)
     tied = _tied(chosen, order)
@@ -105,10 +118,13 @@ def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: st
         sums["bytes"] += nbytes
         if key not in first:
             unique += nbytes
+            if key in parts:
+                continue
             if dtype.kind == "float":
                 floats += elements
             else:
                 other += nbytes
+    floats += sum(prod(one.shape) for one in quantized.values())
     source = checkpoint.source
     sizes = {"disk": sum(size for _, size in source.files), "unique": unique}
     sizes.update({name: (floats * bits + 7) // 8 + other for name, bits in _WIDTHS})
@@ -131,6 +147,7 @@ def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: st
         "sizes": sizes,
         "tied": tied,
         "sparse": len(stored_sparse(chosen.tensors, checkpoint.extras)),
+        "quantized": _quantized(quantized),
         "metadata": dict(checkpoint.metadata),
         "extras": extras,
         "globals": [{"name": found.name, "verdict": found.verdict} for found in checkpoint.globals],
@@ -139,6 +156,17 @@ def _data(checkpoint: Checkpoint, chosen: Checkpoint, values: Values, digest: st
     if digest is not None:
         data["digest"] = digest
     return data
+
+
+def _quantized(found: Mapping[str, Quantized]) -> list[dict[str, Any]]:
+    rows = []
+    for key in sorted(found, key=natural):
+        one = found[key]
+        elements = prod(one.shape)
+        row = {"key": key, "layout": one.layout, "scheme": one.scheme, "dtype": one.dtype.name, "shape": list(one.shape)}
+        bits = round(8 * one.nbytes / elements, 6) if elements else None
+        rows.append({**row, "elements": elements, "bytes": one.nbytes, "bits": bits, "parts": list(one.parts)})
+    return rows
 
 
 def _tied(chosen: Checkpoint, order: list[str]) -> list[list[str]]:
@@ -194,6 +222,12 @@ def _facts(checkpoint: Checkpoint, chosen: Checkpoint, data: Mapping[str, Any]) 
     if data["sparse"]:
         text = f"{_counted(data['sparse'], 'tensor')} stored as several: `wtool convert --densify` makes them dense"
         rows.append(("sparse", text))
+    for layout, scheme in dict.fromkeys((row["layout"], row["scheme"]) for row in data["quantized"]):
+        some = [row for row in data["quantized"] if (row["layout"], row["scheme"]) == (layout, scheme)]
+        elements = sum(row["elements"] for row in some)
+        bits = 8 * sum(row["bytes"] for row in some) / max(elements, 1)
+        many = f"{_counted(len(some), 'tensor')}, {format_count(elements)} weights"
+        rows.append(("quantized", f"{layout} {scheme}: {many} in {bits:.4g} bits each, with scales"))
     if data["tied"]:
         saved = totals["bytes"] - sizes["unique"]
         rows.append(("tied", f"{_counted(len(data['tied']), 'group')}, {format_size(saved)} counted more than once"))
@@ -222,7 +256,22 @@ def _shape(shape: tuple[int, ...]) -> str:
 _TREE = (Column("tensor"), Column("dtype", keep=True), Column("shape", keep=True), Column("size", number=True, keep=True))
 
 
-def _tree(tensors: list[LazyTensor], view: View) -> Table:
+def _logical(tensors: list[LazyTensor], quantized: Mapping[str, Quantized]) -> Iterator[TensorSpec]:
+    """What a file says of its tensors, and of those in parts what they stand for: the scheme as dtype, the bytes of all."""
+    first = {one.parts[0]: one for one in quantized.values()}
+    parts = {part for one in quantized.values() for part in one.parts}
+    kinds: dict[tuple[str, int, int], DType] = {}
+    for tensor in tensors:
+        if tensor.key in first:
+            one = first[tensor.key]
+            what = (one.scheme, prod(one.shape), one.nbytes)
+            row = kinds.setdefault(what, DType(one.scheme, 1, "float", block=what[1:]))
+            yield TensorSpec(one.key, row, one.shape)
+        elif tensor.key not in parts:
+            yield tensor.spec
+
+
+def _tree(tensors: list[LazyTensor], view: View, quantized: Mapping[str, Quantized]) -> Table:
     rows: list[Row] = []
 
     def show(branches: list[Branch], depth: int) -> None:
@@ -243,7 +292,7 @@ def _tree(tensors: list[LazyTensor], view: View) -> Table:
             if inner:
                 show(branch.children, depth + 1)
 
-    show(tree(tensor.spec for tensor in tensors), 0)
+    show(tree(_logical(tensors, quantized)), 0)
     return Table(_TREE, tuple(rows))
 
 

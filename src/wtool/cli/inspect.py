@@ -11,7 +11,10 @@ from wtool.cli.console import Console, report_kind, show_error, write_report
 from wtool.errors import UsageError, WtoolError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wtool.checkpoint import Checkpoint
+    from wtool.layout import Quantized
     from wtool.report import Report
 
 _MANY = "checkpoints"
@@ -105,10 +108,27 @@ def _inspect(
         from wtool.ops.select import Select
 
         chosen = Select(tuple(include or ()), tuple(exclude or ()))(chosen)
+    stored = _stored(console, chosen, path)
     if not digest and not stats:
-        return report(whole, chosen, view)
+        return report(whole, chosen, view, quantized=stored)
     values, cells, total = _values(console, chosen, digest=digest, stats=stats, jobs=jobs)
-    return report(whole, chosen, view, values=values, cells=cells, digest=total)
+    return report(whole, chosen, view, values=values, cells=cells, digest=total, quantized=stored)
+
+
+def _stored(console: Console, chosen: Checkpoint, path: str) -> Mapping[str, Quantized]:
+    """What is stored quantized. Parts that do not belong together are only warned of: the rest is still shown."""
+    from wtool.layout import looks_quantized
+
+    if not looks_quantized(chosen.tensors):
+        return {}
+    from wtool.cli import hf_config
+    from wtool.layouts import registry
+
+    try:
+        return registry.find(chosen.tensors, hf_config.read(path), chosen.metadata)
+    except WtoolError as error:
+        console.warn(error.message, path)
+        return {}
 
 
 def _values(

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from wtool.errors import UsageError
-from wtool.layout import Layout, Quantized
+from wtool.layout import Layout, Quantized, looks_quantized
 from wtool.tensor import LazyTensor
 
 # In the order in which they are asked: those that say more of themselves first.
@@ -33,6 +33,8 @@ def find(
     tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, metadata: Mapping[str, str]
 ) -> dict[str, Quantized]:
     """Key of the dense tensor -> what is stored quantized; a part belongs to the first layout that claims it."""
+    if not looks_quantized(tensors):
+        return {}
     found: dict[str, Quantized] = {}
     taken: set[str] = set()
     for name in _BUILTIN:
