@@ -208,7 +208,7 @@ def sound_files(draw: st.DrawFn) -> bytes:
     for key in draw(st.lists(st.text(max_size=6).filter(lambda key: key != "__metadata__"), max_size=4, unique=True)):
         row = draw(st.sampled_from(list(BY_SAFETENSORS.values())))
         shape = draw(st.lists(st.integers(0, 3), max_size=3))
-        if row.bits < 8:
+        if not row.itemsize:
             shape.append(4)
         nbytes = row.nbytes(prod(shape))
         table[key] = {"dtype": row.safetensors, "shape": shape, "data_offsets": [end, end + nbytes]}

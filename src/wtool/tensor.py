@@ -153,10 +153,13 @@ class LazyTensor:
     def blocks(self, nbytes: int = BLOCK, tally: Tally | None = None, stripe: int = STRIPE) -> Iterator[Array]:
         """The values as consecutive flat arrays in C order, each at most `nbytes` long before the kernels.
 
-        A block is valid until the next one is asked for. Packed dtypes come as raw `uint8`. Raises TruncatedError or
-        UnreadableError when the source fails. At most about `nbytes` (a span) or `stripe` + 3 MiB (anything else) is held.
+        A block is valid until the next one is asked for. Packed dtypes come as raw `uint8`, whole runs of them (`DType.run`);
+        where kernels unpack them, it is what comes out that has `nbytes`. Raises TruncatedError or UnreadableError when the
+        source fails. At most about `nbytes` (a span) or `stripe` + 3 MiB (anything else) is held.
         """
         tally = {} if tally is None else tally
+        if self.dtype.itemsize and not self.stored.itemsize:
+            nbytes = int(nbytes * self.stored.bits_each / self.dtype.bits)
         for block in self._stored_blocks(nbytes, stripe):
             for kernel in self.kernels:
                 block = kernel(block, tally)
@@ -214,7 +217,7 @@ class LazyTensor:
 
     def rows(self, start: int, stop: int) -> Array:
         """The values of `[start:stop]` along the first axis, in a new array."""
-        shape = _grid(self.stored, self.shape)
+        shape = _grid(self.dtype, self.shape)
         start, stop, _ = slice(start, stop).indices(shape[0])
         inner = prod(shape[1:])
         return self.flat(start * inner, max(stop, start) * inner).reshape((max(stop - start, 0), *shape[1:]))
@@ -232,8 +235,10 @@ class LazyTensor:
         import numpy as np
 
         if self.dtype.itemsize and not self.stored.itemsize:  # a kernel unpacks: several values from a byte
-            many = 8 // self.stored.bits
-            unpacked = replace(self, spec=replace(self.spec, dtype=self.stored)).flat(first // many, -(-last // many))
+            many, size = self.stored.run
+            unpacked = replace(self, spec=replace(self.spec, dtype=self.stored)).flat(
+                first // many * size, -(-last // many) * size
+            )
             return unpacked[first % many :][: last - first]
         count = max(last - first, 0)
         block: Array = np.empty(count, self.stored.numpy()) if room is None else room[:count]
@@ -258,6 +263,8 @@ class LazyTensor:
         unit, grid = self.stored.numpy(), self.grid
         total = prod(grid)
         step = max(nbytes // unit.itemsize, 1)
+        if not self.stored.itemsize:
+            step = max(step // self.stored.run[1], 1) * self.stored.run[1]
         box = self.boxes[0] if len(self.boxes) == 1 else None
         if box is not None and c_ordered(box.shape, box.strides):
             whole = not box.offset and box.source.size == total * unit.itemsize
@@ -272,7 +279,7 @@ class LazyTensor:
                 yield buffer[:count]
             return
         room: Array | None = None  # the first slab is the largest; one room for all, or two stripes would be held at once
-        for start, shape in tiles(grid, slab_of(grid, max(stripe // unit.itemsize, step))):
+        for start, shape in tiles(grid, slab_of(grid, max(stripe // unit.itemsize // step, 1) * step)):
             room = np.empty(prod(shape), unit) if room is None else room
             flat = room[: prod(shape)]
             gather(self.boxes, start, flat.reshape(shape))

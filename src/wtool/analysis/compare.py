@@ -252,7 +252,7 @@ def _unpacked(tensor: LazyTensor, other: LazyTensor) -> LazyTensor:
     if tensor.dtype.itemsize:
         return tensor
     try:
-        return tensor.map(Cast(tensor.dtype, dtype("f16" if other.dtype.name == "f32" else "f32")))
+        return tensor.map(Cast(tensor.dtype, dtype("f64" if other.dtype.name == "f32" else "f32")))
     except UnsupportedError as error:
         hint = f"--exclude '{tensor.key}' leaves it out, --structure compares no values"
         raise UnsupportedError(f"'{tensor.key}': {error.message}", hint=hint) from None

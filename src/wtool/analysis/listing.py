@@ -52,7 +52,7 @@ def _measured(tensor: LazyTensor) -> str:
     # The digest as analysis/digest defines it, taken in the same pass.
     state = blake2b(f"{tensor.dtype} {','.join(map(str, tensor.shape))}\n".encode("ascii"), digest_size=32)
     try:
-        moments = Moments(tensor.dtype) if tensor.dtype.bits >= 8 else None
+        moments = Moments(tensor.dtype) if tensor.dtype.itemsize or tensor.dtype.block else None
     except UnsupportedError:
         moments = None
     for block in tensor.blocks():

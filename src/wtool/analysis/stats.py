@@ -58,7 +58,8 @@ def tensor_stats(tensor: LazyTensor, progress: Callable[[int], None] | None = No
 
 def _decodable(tensor: LazyTensor) -> bool:
     """Not f6, and not an f4 tensor with half a byte of padding."""
-    return tensor.dtype.bits >= 8 or (tensor.dtype.name == "f4" and tensor.elements % 2 == 0)
+    row = tensor.dtype
+    return bool(row.itemsize or row.block or (row.name == "f4" and tensor.elements % 2 == 0))
 
 
 def _stats(moments: Moments) -> TensorStats:

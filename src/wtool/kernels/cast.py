@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import DtypeError, UnsupportedError
-from wtool.kernels import buffers, halves, tables
+from wtool.kernels import buffers, ggml, halves, tables
 from wtool.kernels.buffers import CHUNK, scratch
 
 Array = NDArray[Any]
@@ -29,6 +29,7 @@ _CODES = {
     "f8_e4m3": (0x7F, 0x7F),
     "f8_e5m2": (0x7F, 0x7C),
 }
+_WIDE = 8  # the scratch array that holds blocks decoded: no decoder and no cast uses it
 _ONLY_NAN = {"f8_e4m3fnuz": 0x80, "f8_e5m2fnuz": 0x80, "f8_e8m0": 0xFF}  # and no negative zero, no infinity
 
 # Every value of the left is in the range of the right.
@@ -50,8 +51,9 @@ class Cast:
     """An elementwise cast, a Kernel. DtypeError unless both are floating; UnsupportedError where no rule exists.
 
     Rounds to nearest, ties to even; what is too large becomes Inf or, in a dtype without Inf, NaN. f4 comes as packed bytes,
-    the low four bits first, and cannot be a target: that is quantization, which needs scales. `tally["overflow"]` counts
-    finite values whose outcome is not finite, `tally["underflow"]` nonzero ones that became zero.
+    the low four bits first; ggml's blocks come whole, and are cast as the f32 values that ggml makes of them. Neither can be
+    a target: that is quantization, which needs scales. `tally["overflow"]` counts finite values whose outcome is not finite,
+    `tally["underflow"]` nonzero ones that became zero.
     """
 
     source: DType
@@ -60,9 +62,9 @@ class Cast:
     def __post_init__(self) -> None:
         if not (self.source.floating and self.target.floating):
             raise DtypeError(f"{self.source} cannot be cast to {self.target}: only floating dtypes are")
-        if self.target.bits < 8:
+        if not self.target.itemsize:
             raise UnsupportedError(f"a cast to {self.target} would need scales")
-        if self.source.bits < 8 and self.source is not _F4:
+        if not (self.source.itemsize or self.source.block or self.source is _F4):
             raise UnsupportedError(f"the packing of {self.source} is not settled; it cannot be decoded")
 
     def dtype(self, stored: DType) -> DType:
@@ -70,15 +72,36 @@ class Cast:
         return self.target
 
     def __call__(self, block: Array, tally: Tally) -> Array:
-        count = len(block) * 2 if self.source is _F4 else len(block)
+        count = len(block)
+        if not self.source.itemsize:
+            elements, nbytes = self.source.run
+            count = count // nbytes * elements
         out = buffers.block(self.target.numpy(), count)
         if not count:
             return out
         with np.errstate(all="ignore"):
+            if self.source.block:
+                self._decode(block, out, tally)
+                return out
             route(self.source, self.target)(block, out)
         if self.target is not self.source and self.target.name not in _WITHIN.get(self.source.name, ()):
             self._count(block, out, tally)
         return out
+
+    def _decode(self, block: Array, out: Array, tally: Tally) -> None:
+        decode = ggml.decoder(self.source)
+        if self.target is _F32:
+            decode(block, out)
+            return
+        narrow = Cast(_F32, self.target)
+        elements, nbytes = self.source.run
+        for first in range(0, len(out), CHUNK):
+            part = out[first : first + CHUNK]
+            wide = scratch("f4", len(part), _WIDE)
+            decode(block[first // elements * nbytes : (first + len(part)) // elements * nbytes], wide)
+            route(_F32, self.target)(wide, part)
+            if self.target.name not in _WITHIN["f32"]:
+                narrow._count(wide, part, tally)
 
     def _count(self, block: Array, out: Array, tally: Tally) -> None:
         zeros, unbounded = census(out, self.target)

@@ -53,7 +53,7 @@ class Difference:
     def __init__(self, one: DType, two: DType, *, rtol: float = 0.0, atol: float = 0.0) -> None:
         if not (0 <= rtol < inf and 0 <= atol < inf):
             raise UsageError("a tolerance is a finite number, 0 or more")
-        odd = next((row for row in (one, two) if row.bits < 8 and row is not _F4), None)
+        odd = next((row for row in (one, two) if not (row.itemsize or row is _F4)), None)
         if odd is not None:
             raise UnsupportedError(f"the packing of {odd} is not settled; its values cannot be compared")
         self._dtypes = (one, two)

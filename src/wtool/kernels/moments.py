@@ -38,8 +38,8 @@ class Moments:
         self._squares = 0.0  # sum of (value - mean)**2
         self._histogram = _Histogram()
         self._decode: Cast | None = None
-        if of.bits < 8 or (of.floating and of.bits <= 16):
-            if of.bits < 8 and of.name != "f4":
+        if not of.itemsize or (of.floating and of.bits <= 16):
+            if not (of.itemsize or of.block or of.name == "f4"):
                 raise UnsupportedError(f"the packing of {of} is not settled; it has no statistics")
             self._decode = Cast(of, _F32)
 
@@ -58,7 +58,7 @@ class Moments:
         return self._histogram.between(float(self.low), float(self.high), bins) if self.count else ()
 
     def add(self, block: Array) -> None:
-        """Take in a flat block as LazyTensor.blocks yields it (raw bytes of f4)."""
+        """Take in a flat block as LazyTensor.blocks yields it (raw bytes of packed dtypes)."""
         with np.errstate(all="ignore"):
             values = self._real(block)
             for first in range(0, len(values), CHUNK):

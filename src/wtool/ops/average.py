@@ -223,7 +223,7 @@ class _Work:
             raise DtypeError(f"'{key}' is {first}: it has no {policy}", hint=f"--rule '{key}=first', last or drop")
 
     def _cast(self, tensor: LazyTensor) -> LazyTensor:
-        if self.dtype is None or not tensor.dtype.floating or tensor.dtype is self.dtype or tensor.dtype.bits < 8:
+        if self.dtype is None or not tensor.dtype.floating or tensor.dtype is self.dtype or not tensor.dtype.itemsize:
             return tensor
         from wtool.kernels.cast import Cast
 

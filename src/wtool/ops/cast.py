@@ -16,14 +16,14 @@ _SCALED = ("f4", "f8_e8m0")  # dtypes that mean little without the other tensor 
 class CastTo:
     """Cast every floating tensor to `dtype`; integers, bools and complex tensors stay, and so does what has it already.
 
-    f4 is decoded, without the scales that may stand beside it (a warning). f6 and f4 tensors that do not fill their last
-    byte stay (a warning). DtypeError unless `dtype` is floating and at least a byte wide. Tied tensors stay tied.
+    ggml's blocks are decoded; so is f4, without the scales that may stand beside it (a warning). f6, and f4 tensors that do
+    not fill their last byte, stay (a warning). DtypeError unless `dtype` is floating and at least a byte wide. Tied tensors stay tied.
     """
 
     dtype: DType
 
     def __post_init__(self) -> None:
-        if not self.dtype.floating or self.dtype.bits < 8:
+        if not (self.dtype.floating and self.dtype.itemsize):
             raise DtypeError(
                 f"tensors cannot be cast to {self.dtype}", hint="a floating dtype of 8 bits or more, such as bf16"
             )
@@ -58,4 +58,4 @@ class CastTo:
 
 def _castable(tensor: LazyTensor) -> bool:
     row = tensor.dtype
-    return row.floating and (row.bits >= 8 or (row.name == "f4" and tensor.elements % 2 == 0))
+    return row.floating and bool(row.itemsize or row.block or (row.name == "f4" and tensor.elements % 2 == 0))
