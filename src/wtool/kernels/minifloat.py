@@ -1,12 +1,13 @@
 """Weights as floats of 8 or 4 bits times a scale: f8 by tensor, row or square block, nvfp4, mxfp4, mxfp8.
 
-Scales and codes are those of compressed-tensors 0.20 (quantization/utils/helpers.py, mxfp_utils.py; lifecycle/forward_helpers.py;
-compressors/) with llm-compressor's min-max observer, bit for bit: quotients are rounded to the weight's own dtype where
-theirs are. The few places where they are not the same are named where they are.
+Scales and codes are those of compressed-tensors 0.19 and 0.20 (quantization/utils/helpers.py, mxfp_utils.py;
+lifecycle/forward_helpers.py; compressors/) with llm-compressor's min-max observer, bit for bit: quotients are rounded to the
+weight's own dtype where theirs are. Where they differ a docstring says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,16 +16,20 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import MismatchError
+from wtool.kernels import lanes
+from wtool.kernels.buffers import CHUNK, block
 from wtool.kernels.cast import route
 
 Array = NDArray[Any]
 Grain = Literal["tensor", "row", "block"]
 
 SQUARE = 128  # rows and columns of a block of f8
-_F32, _F16, _BF16, _E4M3, _E5M2 = map(dtype, ("f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"))
+_F32, _F16, _F4, _E4M3 = map(dtype, ("f32", "f16", "f4", "f8_e4m3"))
 _LARGEST = {"f8_e4m3": 448.0, "f8_e5m2": 57344.0}
 _EPSILON = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# Half way between two e2m1 values; where the upper one has an even code it is taken.
+_EDGES = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))
+_POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
 
 
 def grain(weight: tuple[int, ...], scale: tuple[int, ...]) -> Grain:
@@ -45,8 +50,8 @@ def grain(weight: tuple[int, ...], scale: tuple[int, ...]) -> Grain:
 class Float8:
     """f8 codes with a scale for the tensor, for each row, or for each block of 128 x 128 (those at the edges are smaller).
 
-    `kind` is f8_e4m3 or f8_e5m2, `dtype` the weight's own (f32, bf16, f16) and that of the scales. Scale = largest magnitude
-    / 448 (57344), codes = weight / scale, both rounded to the dtype. compressed-tensors has f8_e4m3 only.
+    `kind` is f8_e4m3 or f8_e5m2, `dtype` the weight's own (f32, bf16, f16) and that of the scales. A scale is the largest
+    magnitude / 448 (57344), a code weight / scale, both rounded to the dtype. compressed-tensors has f8_e4m3 only.
     """
 
     kind: DType
@@ -55,49 +60,85 @@ class Float8:
 
     def scale_of(self, greatest: Array | float) -> Array:
         """Scales in the dtype for largest magnitudes; for grain "tensor" the first pass gathers max |x| of the whole tensor."""
-        scale = _rounded(np.asarray(greatest, np.float32) / np.float32(_LARGEST[self.kind.name]), self.dtype)
-        scale = np.where(scale == 0, np.float32(_EPSILON[self.dtype.name]), scale)
+        scale = np.array(greatest, np.float32)
+        scale /= np.float32(_LARGEST[self.kind.name])
+        lanes.round_to(scale, self.dtype)
+        scale[scale == 0] = _EPSILON[self.dtype.name]
         return scale.astype(self.dtype.numpy())
 
     def encode(self, x: Array, scale: Array | None = None) -> tuple[Array, Array]:
-        """Codes in the kind's dtype [n, I] and scales in the dtype: [1] (the `scale` given, which only grain "tensor" takes and
-        needs), [n, 1] or [ceil(n / 128), ceil(I / 128)]: for blocks a slab begins at a multiple of 128 rows.
+        """Codes in the kind's dtype [n, I] and scales in the dtype: [1] (the `scale` given, which only grain "tensor" takes
+        and needs), [n, 1] or [ceil(n / 128), ceil(I / 128)]: for blocks a slab begins at a multiple of 128 rows.
         """
-        rows, columns = x.shape
-        if self.grain == "tensor":
-            assert scale is not None
-            scales = np.asarray(scale).astype(self.dtype.numpy()).reshape(1)
-        elif self.grain == "row":
-            scales = self.scale_of(np.abs(x).max(axis=1, initial=0, keepdims=True))
-        else:
-            across, down = range(0, columns, SQUARE), range(0, rows, SQUARE)
-            largest = np.zeros((len(down), len(across)), np.float32)
-            for i, j in np.ndindex(*largest.shape):
-                largest[i, j] = np.abs(x[i * SQUARE : (i + 1) * SQUARE, j * SQUARE : (j + 1) * SQUARE]).max()
-            scales = self.scale_of(largest)
-        most = np.float32(_LARGEST[self.kind.name])
-        quotient = np.clip(_rounded(x / self._spread(scales, rows, columns), self.dtype), -most, most)
-        codes = np.empty(x.shape, self.kind.numpy())
-        route(_F32, self.kind)(quotient.reshape(-1), codes.reshape(-1))
+        largest = self._largest(x)
+        scales = self.scale_of(largest) if scale is None else np.asarray(scale).astype(self.dtype.numpy()).reshape(1)
+        wide, most = scales.astype(np.float32), np.float32(_LARGEST[self.kind.name])
+        # An f16 scale may have few bits left; else no quotient gets half way to the next code, which does not exist.
+        clip = self.dtype is _F16 or scale is not None
+        codes = block(self.kind.numpy(), x.size).reshape(x.shape)
+        for rows, columns in self._pieces(x.shape):
+            quotient = lanes.empty("f4", (rows.stop - rows.start, columns.stop - columns.start), 30)
+            with np.errstate(over="ignore"):
+                np.divide(x[rows, columns], self._spread(wide, rows, columns), out=quotient)
+            lanes.round_to(quotient, self.dtype)
+            if clip:
+                np.clip(quotient, -most, most, out=quotient)
+            piece = codes[rows, columns]
+            if piece.flags.c_contiguous:
+                route(_F32, self.kind)(quotient.reshape(-1), piece.reshape(-1))
+            else:
+                part = block(self.kind.numpy(), quotient.size)
+                route(_F32, self.kind)(quotient.reshape(-1), part)
+                piece[...] = part.reshape(piece.shape)
         return codes, scales
 
     def decode(self, codes: Array, scales: Array) -> Array:
-        """f32 [n, I]: code * scale in f32, whatever float dtype the scales have. Shapes as `encode` gives them; scales for rows
-        may be [n] too, one for the tensor of any shape. Rounding it to the dtype gives compressed-tensors' own outcome.
+        """f32 [n, I]: code * scale in f32, whatever float dtype the scales have. Shapes as `encode` gives them; scales for
+        rows may be [n] too, one for the tensor of any shape. Rounded to the dtype it is compressed-tensors' own outcome.
         """
-        rows, columns = codes.shape
-        values = np.empty(codes.shape, np.float32)
-        route(self.kind, _F32)(codes.reshape(-1), values.reshape(-1))
-        values *= self._spread(scales, rows, columns)
+        values = _widened(codes, self.kind)
+        wide = scales.astype(np.float32)
+        wide = wide.reshape(-1, 1) if self.grain == "row" else wide
+        for rows, columns in self._pieces(codes.shape):
+            values[rows, columns] *= self._spread(wide, rows, columns)
         return values
 
-    def _spread(self, scales: Array, rows: int, columns: int) -> Array:
-        wide = scales.astype(np.float32)
+    def _pieces(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+        """At most CHUNK values at a time, of one row of blocks."""
+        rows, columns = shape
+        wide = min(max(columns, 1), CHUNK)
+        tall = min(CHUNK // wide, SQUARE) if self.grain == "block" else CHUNK // wide
+        for first in range(0, rows, SQUARE if self.grain == "block" else max(rows, 1)):
+            last = min(first + SQUARE, rows) if self.grain == "block" else rows
+            for row in range(first, last, tall):
+                for column in range(0, columns, wide):
+                    yield slice(row, min(row + tall, last)), slice(column, min(column + wide, columns))
+
+    def _spread(self, scales: Array, rows: slice, columns: slice) -> Array:
+        """The scales of a piece, as f32 that broadcast."""
         if self.grain == "tensor":
-            return wide.reshape(1, 1)
+            return scales.reshape(1, 1)
         if self.grain == "row":
-            return wide.reshape(rows, 1)
-        return wide.repeat(SQUARE, axis=0)[:rows].repeat(SQUARE, axis=1)[:, :columns]
+            return scales[rows]
+        first = columns.start // SQUARE
+        line = scales[rows.start // SQUARE, first : -(-columns.stop // SQUARE)].repeat(SQUARE)
+        return line[columns.start - first * SQUARE :][: columns.stop - columns.start][None]
+
+    def _largest(self, x: Array) -> Array:
+        rows, columns = x.shape
+        if self.grain == "tensor" or not x.size:
+            return np.zeros(1 if self.grain == "tensor" else self._scales(rows, columns), np.float32)
+        if self.grain == "row":
+            return np.asarray(np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True)))
+        down, across = self._scales(rows, columns)
+        lines = np.zeros((down, across * SQUARE), np.float32)
+        for number in range(down):
+            rows_of = x[number * SQUARE : (number + 1) * SQUARE]
+            np.maximum(rows_of.max(axis=0), -rows_of.min(axis=0), out=lines[number, :columns])
+        return np.asarray(lines.reshape(down, across, SQUARE).max(axis=2))
+
+    def _scales(self, rows: int, columns: int) -> tuple[int, int]:
+        return (rows, 1) if self.grain == "row" else (-(-rows // SQUARE), -(-columns // SQUARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +153,55 @@ class NvFloat4:
     search: bool = False
 
     def global_of(self, greatest: float) -> Array:
-        """The global scale, f32 [1], from max |x| of the tensor (or of all that a runtime fuses: q, k and v; gate and up)."""
-        with np.errstate(all="ignore"):
-            reciprocal = _rounded(np.float32(1) / np.asarray([greatest], np.float32), self.dtype)
-            whole = _rounded(reciprocal * np.float32(448 * 6), self.dtype)
-        return np.nan_to_num(whole, nan=1.0, posinf=1.0)
+        """The global scale, f32 [1], from max |x| of the tensor (or of all that a runtime fuses: q, k and v; gate and up).
+
+        compressed-tensors reckons 2688 * (1 / greatest) in the dtype. Where that overflows in f16 (below 0.041) it falls
+        back to 1, for which scales in f8 are too small to be told apart; here the reckoning is in f32 then.
+        """
+        found = np.array([greatest], np.float32)
+        for to in (self.dtype, _F32):
+            with np.errstate(all="ignore"):
+                whole = 1 / found
+                lanes.round_to(whole, to)
+                whole *= np.float32(448 * 6)
+                lanes.round_to(whole, to)
+            if np.isfinite(whole).all():
+                return whole
+        return np.ones(1, np.float32)
 
     def encode(self, x: Array, whole: Array) -> tuple[Array, Array]:
         """Packed codes u8 [n, I / 2] and scales f8_e4m3 [n, I / 16]; `whole` is the global scale, f32 [1]."""
         rows, columns = x.shape
-        grouped = x.reshape(rows, columns // 16, 16)
-        scale = _rounded(np.abs(grouped).max(axis=2) / np.float32(6), self.dtype) * whole
-        scales = np.empty(scale.shape, _E4M3.numpy())
-        route(_F32, _E4M3)(np.minimum(scale, np.float32(448)).reshape(-1), scales.reshape(-1))
-        scales[scales.view(np.uint8) == 0] = 0.125
-        quotient = grouped / (scales.astype(np.float32) / whole)[:, :, None]
-        return _packed(quotient.reshape(rows, columns)), scales
+        grouped = x.reshape(-1, 16)
+        packed, scales = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 8), np.empty(len(grouped), _E4M3.numpy())
+        for some in lanes.pieces(len(grouped), 16):
+            weights, size = lanes.turned(grouped[some], 30), lanes.empty("f4", (16, some.stop - some.start), 31)
+            largest = np.abs(weights, out=size).max(axis=0)
+            self._scale(largest, whole, scales[some])
+            np.divide(weights, scales[some].astype(np.float32) / whole, out=weights)
+            _pack(weights, size, packed[some])
+        return packed.reshape(rows, columns // 2), scales.reshape(rows, columns // 16)
+
+    def _scale(self, largest: Array, whole: Array, out: Array) -> None:
+        largest /= np.float32(6)
+        lanes.round_to(largest, self.dtype)
+        largest *= whole
+        np.minimum(largest, np.float32(448), out=largest)
+        route(_F32, _E4M3)(largest, out)
+        codes = out.view(np.uint8)
+        codes[codes == 0] = 0x20  # 0.125
 
     def decode(self, packed: Array, scales: Array, whole: Array, reciprocal: bool = False) -> Array:
-        """f32 [n, I]: code * (scale / global), both in f32; compressed-tensors rounds this to bf16. With `reciprocal` the global
-        scale is ModelOpt's weight_scale_2, which multiplies.
+        """f32 [n, I]: code * (scale / global), both in f32; compressed-tensors rounds this to bf16. With `reciprocal` the
+        global scale is ModelOpt's weight_scale_2, which multiplies.
         """
-        values = _unpacked(packed)
-        wide = scales.astype(np.float32)
-        wide = wide * whole.astype(np.float32).reshape(()) if reciprocal else wide / whole.astype(np.float32).reshape(())
-        values.reshape(len(values), -1, 16)[...] *= wide[:, :, None]
-        return values
+        rows, columns = len(packed), packed.shape[1] * 2
+        values, wide = _widened(packed, _F4).reshape(-1, 16), _widened(scales, _E4M3).reshape(-1, 1)
+        one = whole.astype(np.float32).reshape(())
+        (np.multiply if reciprocal else np.divide)(wide, one, out=wide)
+        for some in lanes.pieces(len(values), 16):
+            np.multiply(values[some], wide[some], out=values[some])
+        return values.reshape(rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +209,10 @@ class MxFloat4:
     """mxfp4: e2m1 codes, two to a byte, low four bits first; for 32 weights along the row a power of two, 2 ** (byte - 127).
 
     OCP Microscaling Formats 1.0. Rows must divide by 32. With `search`, the powers are chosen by squared error.
+
+    compressed-tensors loses f16 groups whose largest is below 0.75 * 2 ** -14 (their power underflows to 0, is replaced by 1,
+    and all codes are 0), and gives the byte 255, which is NaN, where the largest would round up to Inf. Here both are as
+    they are elsewhere.
     """
 
     dtype: DType
@@ -153,55 +221,68 @@ class MxFloat4:
     def encode(self, x: Array) -> tuple[Array, Array]:
         """Packed codes u8 [n, I / 2] and exponents u8 [n, I / 32] (e8m0)."""
         rows, columns = x.shape
-        grouped = x.reshape(rows, columns // 32, 32)
-        largest = np.abs(grouped).max(axis=2)
-        exponents = np.clip((largest.view(np.uint32) + np.uint32(1 << 21) >> np.uint32(23)).astype(np.int32) - 2, 0, 254)
-        power = np.ldexp(np.float32(1), exponents - 127)
-        quotient = grouped / power[:, :, None]
-        return _packed(quotient.reshape(rows, columns)), exponents.astype(np.uint8)
+        grouped = x.reshape(-1, 32)
+        packed, exponents = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 16), np.empty(len(grouped), np.uint8)
+        for some in lanes.pieces(len(grouped), 32):
+            weights, size = lanes.turned(grouped[some], 30), lanes.empty("f4", (32, some.stop - some.start), 31)
+            largest = np.abs(weights, out=size).max(axis=0)
+            exponents[some] = self._exponent(largest)
+            np.divide(weights, _power(exponents[some]), out=weights)
+            if self.dtype is _F16:  # quotients are f16 there: multiples of 2 ** -24
+                np.add(weights, np.float32(0.75), out=weights)
+                np.subtract(weights, np.float32(0.75), out=weights)
+            _pack(weights, size, packed[some])
+        return packed.reshape(rows, columns // 2), exponents.reshape(rows, columns // 32)
+
+    def _exponent(self, largest: Array) -> Array:
+        """floor(log2(largest)) - 2, one more where the fraction is 1.75 or above, which would be clipped to 1.5."""
+        found = (largest.view(np.uint32) + np.uint32(1 << 21) >> np.uint32(23)).astype(np.int32) - 2
+        if self.dtype is _F16:
+            found[largest == 0] = 127
+        return np.maximum(found, 0)
 
     def decode(self, packed: Array, scales: Array) -> Array:
         """f32 [n, I], exact."""
-        values = _unpacked(packed)
-        values.reshape(len(values), -1, 32)[...] *= _power(scales)[:, :, None]
-        return values
+        return _times_powers(_widened(packed, _F4), scales)
 
 
 @dataclass(frozen=True, slots=True)
 class MxFloat8:
-    """mxfp8: f8_e4m3 codes; for 32 weights along the row a power of two, 2 ** (byte - 127)."""
+    """mxfp8: f8 codes; for 32 weights along the row a power of two, 2 ** (byte - 127)."""
 
     kind: DType = _E4M3
 
     def decode(self, codes: Array, scales: Array) -> Array:
         """f32 [n, I], exact, from codes [n, I] and exponents u8 [n, I / 32]."""
-        values = np.empty(codes.shape, np.float32)
-        route(self.kind, _F32)(codes.reshape(-1), values.reshape(-1))
-        values.reshape(len(values), -1, 32)[...] *= _power(scales)[:, :, None]
-        return values
+        return _times_powers(_widened(codes, self.kind), scales)
+
+
+def _times_powers(values: Array, exponents: Array) -> Array:
+    groups, powers = values.reshape(-1, 32), _power(exponents).reshape(-1, 1)
+    for some in lanes.pieces(len(groups), 32):
+        np.multiply(groups[some], powers[some], out=groups[some])
+    return values
 
 
 def _power(exponents: Array) -> Array:
-    power: Array = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
-    return np.where(exponents == 255, np.float32(np.nan), power)
+    """2 ** (byte - 127) as f32; 255 is NaN."""
+    return np.asarray(_POWERS.take(exponents))
 
 
-def _rounded(values: Array, to: DType) -> Array:
-    if to is _F32:
-        return values
-    with np.errstate(over="ignore"):
-        return values.astype(to.numpy()).astype(np.float32)
+def _widened(codes: Array, kind: DType) -> Array:
+    """Codes [n, k] as f32, [n, 2k] where two share a byte."""
+    rows, columns = codes.shape
+    columns *= 2 if kind is _F4 else 1
+    values = block(np.dtype(np.float32), rows * columns)
+    route(kind, _F32)(np.ascontiguousarray(codes).reshape(-1), values)
+    return values.reshape(rows, columns)
 
 
-def _packed(quotient: Array) -> Array:
-    size = np.abs(quotient)
-    codes = np.zeros(size.shape, np.uint8)
-    for edge, even in ((0.25, 0), (0.75, 1), (1.25, 0), (1.75, 1), (2.5, 0), (3.5, 1), (5.0, 0)):
-        codes += size >= edge if even else size > edge
-    codes |= (quotient < 0).astype(np.uint8) << 3
-    return codes[:, ::2] | codes[:, 1::2] << 4
-
-
-def _unpacked(packed: Array) -> Array:
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
-    return _E2M1[codes]
+def _pack(quotients: Array, size: Array, out: Array) -> None:
+    """Lanes of quotients as packed e2m1 codes; `size` is scratch. A negative value that becomes zero keeps its sign."""
+    codes = lanes.tally(np.abs(quotients, out=size), _EDGES, 32)
+    sign = lanes.empty("?", quotients.shape, 33)
+    np.less(quotients, np.float32(0), out=sign)
+    np.left_shift(sign.view(np.uint8), np.uint8(3), out=sign.view(np.uint8))
+    np.bitwise_or(codes, sign.view(np.uint8), out=codes)
+    lanes.paired(codes, out)
