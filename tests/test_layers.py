@@ -59,6 +59,7 @@ FAMILIES = {
     },
     "layouts": {
         "errors",
+        "boxes",
         "text",
         "bytesource",
         "dtypes",
@@ -91,7 +92,7 @@ SHARED = {
     | {"trim", "masks", "squares", "halfmean", "affine", "packing", "clip"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
-    "layouts": {"codecs"},
+    "layouts": {"codecs", "floats", "compressed_found", "columns", "telling"},
     "analysis": {
         "parallel",
         "plain",

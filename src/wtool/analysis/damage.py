@@ -106,13 +106,14 @@ def _runs(one: LazyTensor, two: LazyTensor, first: int, last: int) -> Iterator[t
         for _, (x, y) in together((one, two)):
             yield x, y, None
         return
+    ends = getattr(source.codec, "ends", lambda *_: None)
     room = np.empty(max(SLAB, source.codec.step * source.columns), one.stored.numpy()) if one.stored.itemsize else None
     for row, parts, y in source.slabs(first, last, SLAB):
         low, high = row * source.columns, (row + len(y)) * source.columns
         x = one.flat(low, high, room if room is not None and room.size >= high - low else None)
         clipped = None
-        if (ends := getattr(source.codec, "ends", None)) is not None:
-            clipped = _beyond(x, len(y), *ends(parts, row, source.columns))
+        if (bounds := ends(parts, row, source.columns)) is not None:
+            clipped = _beyond(x, len(y), *bounds)
         yield x, y.reshape(-1), clipped
 
 

@@ -74,33 +74,44 @@ class PackedInts:
 
 @dataclass(frozen=True)
 class PlainInts:
-    """Codes as i8, one a byte, with their scales and zero points: `codes` [O, I], `scale`, `zero_point` [O, groups]."""
+    """Codes as i8, one a byte, with their scales and zero points: `codes` [O, I], `scale`, `zero_point` [O, groups].
+
+    With `scale` given it is the one of all (and `point` its zero point), and codes are the only part.
+    """
 
     affine: Affine
     scale: float | None = None
+    point: int = 0
     step: int = 1
 
     def parts(self, rows: int, columns: int) -> tuple[Part, ...]:
         i8, groups = dtype("i8"), columns // self.affine.group if self.affine.group else 1
-        found = (
-            Part("codes", i8, (rows, columns), columns),
-            Part("scale", self.affine.dtype, (rows, groups), groups * self.affine.dtype.itemsize),
-        )
-        return found if self.affine.symmetric else (*found, Part("zero_point", i8, (rows, groups), groups))
+        codes = Part("codes", i8, (rows, columns), columns)
+        if self.scale is not None:
+            return (codes,)
+        scale = Part("scale", self.affine.dtype, (rows, groups), groups * self.affine.dtype.itemsize)
+        return (codes, scale) if self.affine.symmetric else (codes, scale, Part("zero_point", i8, (rows, groups), groups))
 
     def encode(self, x: Array, row: int) -> Sequence[Array]:
         scale = None if self.scale is None else np.asarray(self.scale, self.affine.dtype.numpy())
         codes, scales, zeros = self.affine.encode(x, scale)
+        if self.scale is not None:
+            return (codes,)
         return (codes, scales) if zeros is None else (codes, scales, zeros)
 
     def decode(self, parts: Sequence[Array], row: int, columns: int) -> Array:
-        codes = parts[0].reshape(-1, columns)
-        found = [part.reshape(len(codes), -1) for part in parts[1:]]
-        return self.affine.decode(codes, found[0], None if self.affine.symmetric else found[1])
+        return self.affine.decode(parts[0].reshape(-1, columns), *self._scales(parts, columns))
 
     def ends(self, parts: Sequence[Array], row: int, columns: int) -> tuple[Array, Array]:
+        low, high = _ends(self.affine, *self._scales(parts, columns))
+        rows = len(parts[0]) // columns
+        return np.broadcast_to(low, (rows, low.shape[1])), np.broadcast_to(high, (rows, low.shape[1]))
+
+    def _scales(self, parts: Sequence[Array], columns: int) -> tuple[Array, Array | None]:
+        if self.scale is not None:
+            return np.full((1, 1), self.scale, np.float32), np.full((1, 1), self.point, np.int8)
         found = [part.reshape(len(parts[0]) // columns, -1) for part in parts[1:]]
-        return _ends(self.affine, found[0], None if self.affine.symmetric else found[1])
+        return found[0], None if self.affine.symmetric else found[1]
 
 
 def _ends(affine: Affine, scales: Array, zeros: Array | None) -> tuple[Array, Array]:

@@ -1,76 +1,119 @@
 """compressed-tensors, which vLLM and transformers load: parts under the name of the weight, told of in config.json.
 
-Source: compressed-tensors 0.20 (compressors/, quantization/quant_scheme.py, config/base.py): `pack-quantized` is
-`weight_packed` i32, `weight_scale` in the weight's dtype, `weight_shape` i64 and, unless symmetric, `weight_zero_point` i32.
+Source: compressed-tensors 0.20 (compressors/, quantization/quant_scheme.py, config/base.py):
+
+    pack-quantized        weight_packed i32, weight_scale in the weight's dtype, weight_shape i64, weight_zero_point i32
+    float-quantized       weight f8_e4m3, weight_scale [O, 1], [1] or [ceil(O / 128), ceil(I / 128)]
+    nvfp4-pack-quantized  weight_packed u8, weight_scale f8_e4m3, weight_global_scale f32 [1]
+    mxfp4-pack-quantized  weight_packed u8, weight_scale u8
+    int-quantized, naive-quantized, mxfp8-quantized are only read: weight i8 or f8, weight_scale, weight_zero_point
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from wtool.bytesource import MemoryBytes
-from wtool.dtypes import dtype
-from wtool.errors import CorruptError, UsageError
+from wtool.dtypes import DType, dtype
+from wtool.errors import UsageError
 from wtool.kernels.affine import Affine
+from wtool.kernels.minifloat import Float8, Grain, MxFloat4, NvFloat4
 from wtool.layout import Quantized, Scheme, Seen, Wanted
+from wtool.layouts import compressed_found
 from wtool.layouts.codecs import PackedInts, as_f32, weight_dtype
-from wtool.quantized import LONGEST, Encoding, decoded
+from wtool.layouts.floats import Floats, MxFloats, NvFloats
+from wtool.quantized import LONGEST, Encoding
 from wtool.tensor import LazyTensor
 
 _BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+_GRAINS: dict[Any, Grain] = {"tensor": "tensor", "channel": "row", "block": "block"}
+_FLOATS: dict[str, tuple[str, int]] = {"nvfp4": ("nvfp4-pack-quantized", 16), "mxfp4": ("mxfp4-pack-quantized", 32)}
 
 
 class CompressedTensors:
     name = "compressed-tensors"
     formats = ("safetensors",)
-    schemes = ("int8", "int4", "int3", "int2")
+    schemes = ("int8", "int4", "int3", "int2", "f8-e4m3", "nvfp4", "mxfp4")
 
     def settle(self, scheme: Scheme) -> Scheme:
         if scheme.name not in self.schemes:
             raise UsageError(f"{self.name} has no scheme {scheme.name}", hint="it has " + ", ".join(self.schemes))
-        group = scheme.group or ("channel" if scheme.name == "int8" else 128)
-        if group not in ("channel", 32, 64, 128):
-            raise UsageError(f"{self.name} has no {scheme}", hint="groups of 32, 64 or 128, or channel")
+        if scheme.name in _FLOATS:
+            group: Any = scheme.group or _FLOATS[scheme.name][1]
+            allowed: tuple[Any, ...] = (_FLOATS[scheme.name][1],)
+        elif scheme.name in _BITS:
+            group = scheme.group or ("channel" if scheme.name == "int8" else 128)
+            allowed = ("channel", 32, 64, 128)
+        else:
+            group, allowed = scheme.group or "channel", ("channel", "tensor", "block")
+        if group not in allowed or (not scheme.symmetric and scheme.name not in _BITS):
+            words = ", ".join(f"groups of {one}" if isinstance(one, int) else one for one in allowed)
+            raise UsageError(f"{self.name} has no {replace(scheme, group=group)}", hint=f"{scheme.name} has {words}")
         return replace(scheme, group=group, method="mse" if scheme.searches else "rtn")
 
     def wants(self, scheme: Scheme) -> Wanted | None:
-        return None
+        return "largest" if scheme.name == "nvfp4" or scheme.group == "tensor" else None
 
     def refuses(self, scheme: Scheme, tensor: LazyTensor) -> str | None:
+        columns = tensor.shape[-1]
         if not tensor.key.endswith(".weight"):
             return "its key does not end in .weight"
-        if isinstance(scheme.group, int) and tensor.shape[-1] % scheme.group:
-            return f"rows of {tensor.shape[-1]:,} are no groups of {scheme.group}"
-        return f"rows longer than {LONGEST:,}" if tensor.shape[-1] > LONGEST else None
+        if len(tensor.shape) != 2:
+            return f"of {len(tensor.shape)} axes"
+        if isinstance(scheme.group, int) and columns % scheme.group:
+            return f"rows of {columns:,} are no groups of {scheme.group}"
+        return f"rows longer than {LONGEST:,}" if columns > LONGEST else None
 
     def parts(self, tensor: LazyTensor, scheme: Scheme, seen: Seen | None) -> list[LazyTensor]:
-        group = scheme.group if isinstance(scheme.group, int) else None
-        affine = Affine(_BITS[scheme.name], group, scheme.symmetric, weight_dtype(tensor.dtype), scheme.searches)
-        encoding = Encoding(tensor.key, as_f32(tensor), PackedInts(affine))
-        stem = tensor.key
-        found = [encoding.part(at, f"{stem}_{part.name}") for at, part in enumerate(encoding.parts)]
-        shape = MemoryBytes(np.asarray(tensor.shape, "<i8").tobytes(), "shape")
-        return [*found, LazyTensor.contiguous(f"{stem}_shape", dtype("i64"), (len(tensor.shape),), shape, 0)]
+        row, key = weight_dtype(tensor.dtype), tensor.key
+        greatest = seen.largest if seen else 0.0
+        more: list[LazyTensor] = []
+        names = [f"{key}_packed", f"{key}_scale", f"{key}_zero_point"]
+        codec: Any
+        if scheme.name in _BITS:
+            group = scheme.group if isinstance(scheme.group, int) else None
+            codec = PackedInts(Affine(_BITS[scheme.name], group, scheme.symmetric, row, scheme.searches))
+            more.append(_constant(f"{key}_shape", "i64", np.asarray(tensor.shape, "<i8")))
+        elif scheme.name == "nvfp4":
+            nv = NvFloat4(row, scheme.searches)
+            whole = nv.global_of(greatest)
+            codec = NvFloats(nv, float(whole[0]))
+            more.append(_constant(f"{key}_global_scale", "f32", whole.astype("<f4")))
+        elif scheme.name == "mxfp4":
+            codec = MxFloats(MxFloat4(row, scheme.searches))
+        else:
+            eight = Float8(dtype("f8_e4m3"), row, _GRAINS[scheme.group])
+            names[0] = key
+            if eight.grain == "tensor":
+                scale = eight.scale_of(greatest).reshape(1)
+                codec = Floats(eight, row, float(scale[0]))
+                more.append(_constant(f"{key}_scale", row.name, scale))
+            else:
+                codec = Floats(eight, row)
+        encoding = Encoding(key, as_f32(tensor), codec)
+        return [*(encoding.part(at, name) for at, name in zip(range(len(encoding.parts)), names, strict=False)), *more]
 
     def config(self, chosen: Mapping[str, Scheme], kept: Sequence[str]) -> dict[str, Any]:
         schemes = list(dict.fromkeys(chosen.values()))
+        formats = {scheme: _format(scheme) for scheme in schemes}
         groups = {
             f"group_{number}": {
                 "targets": ["Linear"] if len(schemes) == 1 else _modules(key for key, one in chosen.items() if one == scheme),
                 "weights": _weights(scheme),
                 "input_activations": None,
                 "output_activations": None,
+                "format": formats[scheme],
             }
             for number, scheme in enumerate(schemes)
         }
         return {
             "quantization_config": {
                 "config_groups": groups,
-                "format": "pack-quantized",
+                "format": formats[schemes[0]] if len(set(formats.values())) == 1 else "mixed-precision",
                 "ignore": _modules(kept),
                 "quant_method": "compressed-tensors",
                 "quantization_status": "compressed",
@@ -83,58 +126,44 @@ class CompressedTensors:
     def find(
         self, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, metadata: Mapping[str, str]
     ) -> list[Quantized]:
-        found = []
-        for key, packed in tensors.items():
-            stem = key.removesuffix("_packed")
-            scale, shape = tensors.get(f"{stem}_scale"), tensors.get(f"{stem}_shape")
-            if stem == key or scale is None or shape is None or packed.dtype.name != "i32" or len(packed.shape) != 2:
-                continue
-            found.append(_packed_ints(stem, packed, scale, shape, tensors.get(f"{stem}_zero_point")))
-        return found
+        return compressed_found.find(self.name, tensors)
 
 
-def _packed_ints(key: str, packed: LazyTensor, scale: LazyTensor, shape: LazyTensor, zero: LazyTensor | None) -> Quantized:
-    size = tuple(int(length) for length in shape.array())
-    if shape.shape != (2,) or len(scale.shape) != 2 or min(size) < 1:
-        raise CorruptError(f"'{key}', stored quantized, is damaged: its shape is {list(size)}")
-    bits = next((b for b in range(2, 9) if packed.shape == (size[0], -(-size[1] * b // 32))), None)
-    if bits is None or size[1] % scale.shape[1]:
-        raise CorruptError(f"'{key}', stored quantized, is damaged: {list(packed.shape)} are no codes of {list(size)}")
-    group = None if scale.shape[1] == 1 else size[1] // scale.shape[1]
-    parts = [packed, scale, *([] if zero is None else [zero])]
-    codec = PackedInts(Affine(bits, group, zero is None, scale.dtype))
-    scheme = Scheme(f"int{bits}", group or "channel", zero is None)
-    return Quantized(
-        key,
-        size,
-        scale.dtype,
-        CompressedTensors.name,
-        str(scheme),
-        tuple(part.key for part in (*parts, shape)),
-        sum(part.nbytes for part in (*parts, shape)),
-        lambda: decoded(key, parts, codec, size),
-    )
+def _constant(key: str, name: str, values: Any) -> LazyTensor:
+    """A small tensor whose values are known."""
+    row: DType = dtype(name)
+    return LazyTensor.contiguous(key, row, values.shape, MemoryBytes(values.tobytes(), key), 0)
 
 
-def _modules(keys: Any) -> list[str]:
+def _modules(keys: Iterable[str]) -> list[str]:
     return [key.removesuffix(".weight") for key in keys]
+
+
+def _format(scheme: Scheme) -> str:
+    if scheme.name in _FLOATS:
+        return _FLOATS[scheme.name][0]
+    return "pack-quantized" if scheme.name in _BITS else "float-quantized"
 
 
 def _weights(scheme: Scheme) -> dict[str, Any]:
     """One scheme as compressed-tensors' QuantizationArgs."""
     grouped = isinstance(scheme.group, int)
-    return {
-        "num_bits": _BITS[scheme.name],
-        "type": "int",
+    strategy = "tensor_group" if scheme.name == "nvfp4" else "group" if grouped else scheme.group
+    found: dict[str, Any] = {
+        "num_bits": _BITS.get(scheme.name, 4 if scheme.name in _FLOATS else 8),
+        "type": "int" if scheme.name in _BITS else "float",
         "symmetric": scheme.symmetric,
         "group_size": scheme.group if grouped else None,
-        "strategy": "group" if grouped else "channel",
-        "block_structure": None,
+        "strategy": strategy,
+        "block_structure": [128, 128] if scheme.group == "block" else None,
         "dynamic": False,
         "actorder": None,
         "observer": "mse" if scheme.searches else "minmax",
         "observer_kwargs": {},
     }
+    if scheme.name in _FLOATS:
+        found["scale_dtype"] = "torch.float8_e4m3fn" if scheme.name == "nvfp4" else "torch.uint8"
+    return found
 
 
 LAYOUT = CompressedTensors()

@@ -1,0 +1,136 @@
+"""What compressed-tensors wrote, by keys, dtypes and shapes: its own configuration is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+from wtool.dtypes import DType, dtype
+from wtool.errors import CorruptError, MismatchError
+from wtool.kernels.affine import Affine
+from wtool.kernels.minifloat import Float8, MxFloat4, MxFloat8, NvFloat4, grain
+from wtool.layout import Quantized, Scheme
+from wtool.layouts.codecs import PackedInts, PlainInts
+from wtool.layouts.floats import Floats, MxFloats, MxFloats8, NvFloats
+from wtool.quantized import Codec, decoded
+from wtool.tensor import LazyTensor
+
+_F8 = ("f8_e4m3", "f8_e5m2")
+_GRAINS: dict[str, Any] = {"tensor": "tensor", "row": "channel", "block": "block"}
+
+
+def find(layout: str, tensors: Mapping[str, LazyTensor]) -> list[Quantized]:
+    """In the order of the tensors. CorruptError where parts do not belong together."""
+    return list(_found(layout, tensors))
+
+
+def _found(layout: str, tensors: Mapping[str, LazyTensor]) -> Iterator[Quantized]:
+    for key, tensor in tensors.items():
+        stem = key.removesuffix("_packed")
+        scale = tensors.get(f"{stem}_scale")
+        if scale is None or len(tensor.shape) != 2 or not tensor.elements:
+            continue
+        packed, row = stem != key, tensor.dtype.name
+        zero, shape, whole = (tensors.get(f"{stem}_{name}") for name in ("zero_point", "shape", "global_scale"))
+        if packed and row == "i32" and shape is not None:
+            yield _packed_ints(layout, stem, tensor, scale, shape, zero)
+        elif packed and row == "u8" and scale.dtype.name == "f8_e4m3" and whole is not None:
+            yield _nvfp4(layout, stem, tensor, scale, whole)
+        elif packed and row == "u8" and scale.dtype.name == "u8":
+            size = (tensor.shape[0], 2 * tensor.shape[1])
+            yield made(
+                layout, stem, size, dtype("bf16"), Scheme("mxfp4", 32), [tensor, scale], MxFloats(MxFloat4(dtype("f32")))
+            )
+        elif not packed and row in _F8:
+            yield eight(layout, stem, tensor, scale)
+        elif not packed and row == "i8" and scale.dtype.floating:
+            yield _plain_ints(layout, stem, tensor, scale, zero)
+
+
+def made(
+    layout: str,
+    key: str,
+    shape: tuple[int, ...],
+    row: DType,
+    scheme: Scheme,
+    parts: Sequence[LazyTensor],
+    codec: Codec,
+    more: Sequence[LazyTensor] = (),
+) -> Quantized:
+    """A tensor that `codec` decodes from `parts`; `more` belong to it too."""
+    every = (*parts, *more)
+    dense = partial(decoded, key, tuple(parts), codec, shape)
+    nbytes = sum(part.nbytes for part in every)
+    return Quantized(key, shape, row, layout, str(scheme), tuple(part.key for part in every), nbytes, dense)
+
+
+def damaged(key: str, why: str) -> CorruptError:
+    return CorruptError(f"'{key}', stored quantized, is damaged: {why}")
+
+
+def _packed_ints(
+    layout: str, key: str, packed: LazyTensor, scale: LazyTensor, shape: LazyTensor, zero: LazyTensor | None
+) -> Quantized:
+    if shape.elements != 2 or shape.dtype.kind != "int":
+        raise damaged(key, f"its shape is {shape.dtype} {list(shape.shape)}")
+    size = tuple(int(length) for length in shape.array().reshape(-1))
+    if len(scale.shape) != 2 or min(*size, *scale.shape) < 1 or not scale.dtype.floating:
+        raise damaged(key, f"its shape is {list(size)}, that of its scales {scale.dtype} {list(scale.shape)}")
+    bits = next((b for b in range(2, 9) if packed.shape == (size[0], -(-size[1] * b // 32))), None)
+    if bits is None or size[1] % scale.shape[1]:
+        raise damaged(key, f"{list(packed.shape)} are no codes of {list(size)}")
+    group = None if scale.shape[1] == 1 else size[1] // scale.shape[1]
+    parts = [packed, scale, *([] if zero is None else [zero])]
+    codec = PackedInts(Affine(bits, group, zero is None, scale.dtype))
+    return made(layout, key, size, scale.dtype, Scheme(f"int{bits}", group or "channel", zero is None), parts, codec, [shape])
+
+
+def _nvfp4(layout: str, key: str, packed: LazyTensor, scale: LazyTensor, whole: LazyTensor) -> Quantized:
+    size = (packed.shape[0], 2 * packed.shape[1])
+    if whole.elements != 1 or not whole.dtype.floating:
+        raise damaged(key, f"its global scale is {whole.dtype} {list(whole.shape)}")
+    codec = NvFloats(NvFloat4(dtype("f32")), float(whole.array().reshape(-1)[0]))
+    return made(layout, key, size, dtype("bf16"), Scheme("nvfp4", 16), [packed, scale], codec, [whole])
+
+
+def eight(layout: str, key: str, codes: LazyTensor, scale: LazyTensor) -> Quantized:
+    """f8 codes, and scales that say by their shape what they are for, or (u8) are exponents of mxfp8."""
+    rows, columns = codes.shape
+    if scale.dtype.name in ("u8", "f8_e8m0") and scale.shape == (rows, columns // 32):
+        codec: Codec = MxFloats8(MxFloat8(codes.dtype))
+        return made(layout, key, codes.shape, dtype("bf16"), Scheme("mxfp8", 32), [codes, scale], codec)
+    try:
+        kind = grain((rows, columns), scale.shape)
+    except MismatchError as error:
+        raise damaged(key, error.message) from None
+    if not scale.dtype.floating or not scale.dtype.itemsize:
+        raise damaged(key, f"its scales are {scale.dtype}")
+    row = dtype("bf16") if scale.dtype.name == "f32" else scale.dtype
+    scheme = Scheme(codes.dtype.name.replace("_", "-"), _GRAINS[kind])
+    float8 = Float8(codes.dtype, row, kind)
+    if kind == "tensor":
+        one = float(scale.array().reshape(-1)[0])
+        return made(layout, key, codes.shape, row, scheme, [codes], Floats(float8, scale.dtype, one), [scale])
+    return made(layout, key, codes.shape, row, scheme, [codes, scale], Floats(float8, scale.dtype))
+
+
+def _plain_ints(layout: str, key: str, codes: LazyTensor, scale: LazyTensor, zero: LazyTensor | None) -> Quantized:
+    rows, columns = codes.shape
+    tall = scale.shape[0] if scale.shape else 1
+    groups = prod(scale.shape[1:])
+    if tall not in (1, rows) or (tall == 1 and rows > 1 and groups != 1) or groups < 1 or columns % groups:
+        raise damaged(key, f"scales of shape {list(scale.shape)} do not fit codes of {list(codes.shape)}")
+    group = None if groups == 1 else columns // groups
+    scheme = Scheme("int8", "tensor" if tall < rows else group or "channel", zero is None)
+    affine = Affine(8, group, zero is None, scale.dtype)
+    parts = [codes, scale, *([] if zero is None else [zero])]
+    if tall < rows:
+        if zero is not None and zero.elements != 1:
+            raise damaged(key, f"its zero points are {list(zero.shape)}")
+        point = 0 if zero is None else int(zero.array().reshape(-1)[0])
+        one = float(scale.array().astype("f4").reshape(-1)[0])
+        codec: Codec = PlainInts(Affine(8, group, True, scale.dtype), one, point)
+        return made(layout, key, codes.shape, scale.dtype, scheme, [codes], codec, parts[1:])
+    return made(layout, key, codes.shape, scale.dtype, scheme, parts, PlainInts(affine))
