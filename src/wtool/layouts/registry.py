@@ -13,6 +13,8 @@ from wtool.tensor import LazyTensor
 # In the order in which they are asked: those that say more of themselves first.
 _BUILTIN = {
     "compressed-tensors": "wtool.layouts.compressed_tensors",
+    "gptq": "wtool.layouts.gptq",
+    "awq": "wtool.layouts.awq",
 }
 
 
