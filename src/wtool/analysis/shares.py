@@ -1,4 +1,4 @@
-"""What of tensors stays when they are pruned: values, and squares of values, learned run by run while they go."""
+"""What of tensors stays when they are pruned: values, squares of values, and rows, learned run by run while they go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
+from wtool.kernels.bitmask import matrix
 from wtool.kernels.buffers import scratch
 from wtool.kernels.cast import route
 from wtool.kernels.combine import PIECE, dot, wide
@@ -25,12 +26,15 @@ _DIGITS = 9  # of a share of energy: runs are cut in other places with other num
 
 @dataclass
 class Shares:
-    """What of each tensor stays: values, and squares of values. Safe to use from several threads.
+    """What of each tensor stays: values, squares of values, and rows that are not dead. Safe to use from several threads.
 
-    What is not finite does not count among the squares.
+    What is not finite does not count among the squares. A row, `w[i]`, is dead when nothing but zeros is kept of it; with
+    `rewound` values, which are others than those seen here, when nothing is.
     """
 
+    rewound: bool = False
     kept: dict[str, int] = field(default_factory=dict)
+    _alive: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     _squares: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,6 +45,10 @@ class Shares:
         self.kept[tensor.key] = 0
         squares = self._squares[tensor.key] = ([], [])
         row = tensor.dtype
+        rows, columns = matrix(tensor.shape)
+        alive = None
+        if len(tensor.shape) > 1 and tensor.elements:
+            alive = self._alive[tensor.key] = np.zeros(rows, np.bool_)
 
         def add(start: int, values: NDArray[np.generic], kept: NDArray[np.bool_]) -> None:
             before = after = 0.0
@@ -55,18 +63,51 @@ class Shares:
                         np.multiply(exact, stays, out=exact)
                         two = dot(exact, exact)
                 before, after = before + one, after + two
+            first, last = start // columns, -(-(start + len(values)) // columns)
+            lives = None
+            if alive is not None and not alive[first:last].all():
+                lives = _living(values, kept, start % columns, columns, zeros=not self.rewound)
             with self._lock:
                 self.kept[tensor.key] += int(np.count_nonzero(kept))
+                if alive is not None and lives is not None:
+                    alive[first:last] |= lives
                 squares[0].append(before)
                 squares[1].append(after)
 
         return add
+
+    def dead(self, key: str) -> int | None:
+        """How many rows are dead; None of a tensor of fewer than two axes, or empty."""
+        alive = self._alive.get(key)
+        return None if alive is None else len(alive) - int(np.count_nonzero(alive))
 
     def energy(self, keys: Sequence[str]) -> float:
         """The share of the sum of squares that stays in these tensors; 1 where it is 0."""
         before = fsum(value for key in keys for value in self._squares[key][0])
         after = fsum(value for key in keys for value in self._squares[key][1])
         return round(after / before, _DIGITS) if before else 1.0
+
+
+def _living(
+    values: NDArray[np.generic], kept: NDArray[np.bool_], column: int, columns: int, *, zeros: bool
+) -> NDArray[np.bool_]:
+    """Of the rows of a run that begins at a column: whether a value other than zero is kept (unless `zeros`: any value)."""
+    head = min(columns - column, len(kept)) if column else 0
+    tail = head + (len(kept) - head) // columns * columns
+    found = []
+    for low, high in ((0, head), (head, tail), (tail, len(kept))):
+        if low < high:
+            width = columns if (low, high) == (head, tail) else high - low
+            some, stays = values[low:high].reshape(-1, width), kept[low:high].reshape(-1, width)
+            rows, first = np.arange(len(stays)), stays.argmax(axis=1)
+            lives = stays[rows, first]
+            if zeros:  # mostly the first that is kept tells
+                lives = lives & (some[rows, first] != 0)
+                unsure = np.flatnonzero(stays[rows, first] & ~lives)
+                if len(unsure):
+                    lives[unsure] = ((some[unsure] != 0) & stays[unsure]).any(axis=1)
+            found.append(lives)
+    return np.concatenate(found)
 
 
 def single(values: NDArray[np.generic], row: DType) -> NDArray[np.generic]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wtool.cli import options
+from wtool.cli import options, storing
 from wtool.cli.console import Console
 from wtool.cli.pruning import FailIf, Work
 
@@ -17,6 +17,7 @@ def apply_mask(
     dst: options.Target,
     section: options.SectionName = None,
     to: options.To = None,
+    store: storing.Layout = None,
     max_shard: options.MaxShard = None,
     fail_if: FailIf = None,
     force: options.Force = False,
@@ -33,7 +34,7 @@ def apply_mask(
     """Set to zero what masks say, as after training went on without them, and keep all else bit for bit."""
     from wtool.ops.prune import Fate
 
-    work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose))
+    work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose), store)
     work.show_as(json, format, report, fail_if, dry_run=dry_run)
     masks = work.masks(mask)
     tied = {work.part[key].identity or key for key in masks}
@@ -42,4 +43,4 @@ def apply_mask(
         for key, tensor in work.part.items()
         for pruned in [(tensor.identity or key) in tied]
     ]
-    return work.finish(found, masks, {"mask": mask})
+    return work.finish(found, masks, {"mask": mask} | ({} if store is None else {"store": store}))

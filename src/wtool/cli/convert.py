@@ -117,7 +117,7 @@ def convert(
     whole = chosen.whole
     count = options.worker_count(jobs)
     if store not in (None, "dense"):
-        after, more = storing.stored(after, store or "", dst, to, console, count)
+        after, more, _ = storing.stored(after, store or "", dst, to, console, count)
         added = more | added
     plan = plan_save(
         after,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wtool.cli import drops, options
+from wtool.cli import drops, options, storing
 from wtool.cli.console import Console
 from wtool.cli.pruning import FailIf, Work
 from wtool.errors import NoTensorsError, UsageError
@@ -125,6 +125,7 @@ def prune(
     ] = None,
     section: options.SectionName = None,
     to: options.To = None,
+    store: storing.Layout = None,
     max_shard: options.MaxShard = None,
     fail_if: FailIf = None,
     force: options.Force = False,
@@ -141,7 +142,8 @@ def prune(
     """Set weights to zero by magnitude, at random, in patterns or groups: an exact share of them, with masks.
 
     Or leave whole layers or experts out. Norms, biases and embeddings are kept, and all that has fewer than two axes;
-    --include and --exclude decide otherwise. The file does not become smaller by zeros: they are stored like other values.
+    --include and --exclude decide otherwise. Zeros are stored like other values, and the file is as large as before, unless
+    --store says otherwise.
     """
     from wtool.analysis.pruning import METHODS, SCOPES, Share
     from wtool.cli import prune_regular as regular
@@ -188,9 +190,9 @@ def prune(
     asked |= {"on_nan": on_nan} if on_nan != "error" else {}
     asked |= {"include": list(include)} if include else {}
     asked |= {"exclude": list(exclude)} if exclude else {}
-    asked = (asked if zeroes else {}) | out
+    asked = (asked if zeroes else {}) | out | ({} if store is None else {"store": store})
     limits = [parse_limit(text) for text in at_most or ()]
-    work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose))
+    work = Work(src, dst, section, to, max_shard, force, strict, jobs, memory, Console(quiet=quiet, verbose=verbose), store)
     work.show_as(json, format, report, fail_if, dry_run=dry_run)
     drops.drop(work, drop_layers, layers_of, drop_experts, experts)
     if not zeroes:
@@ -205,7 +207,7 @@ def prune(
     if not parts:
         raise NoTensorsError("no tensor is to be pruned", path=src, hint="--include names keys; -n says why they are kept")
     left = {key: one for key, one in before.items() if key not in {part.key for part in parts}}
-    if dry_run:
+    if not work.reads:
         masks = _blank([*(part.key for part in parts), *left])
         expected = None
         if groups is not None:
@@ -214,7 +216,7 @@ def prune(
             expected = round(share.sparsity * sum(part.tensor.elements for part in parts))
         return work.finish(found, masks, asked, init=init, rest=rest or "init", expected=expected, mask_out=outs)
     # Whatever forbids the output is found before the values are read.
-    work.plan(_blank([part.key for part in parts]), init, rest or "init", asked, None)
+    work.plan(work.pruned(_blank([part.key for part in parts]), init, rest or "init"), asked)
     masks = left | work.chosen(parts, share, groups)
     return work.finish(found, masks, asked, init=init, rest=rest or "init", mask_out=outs)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wtool.cli import options
+from wtool.cli import options, storing
 from wtool.cli.console import Console, report_kind, write_report
 from wtool.errors import NotFiniteError, UsageError
 from wtool.sizes import parse_size
@@ -52,12 +52,15 @@ class Work:
         jobs: int | None,
         memory: str | None,
         console: Console,
+        store: str | None = None,
     ) -> None:
         from wtool.api import open_checkpoint
 
         self.src, self.dst, self.section, self.to, self.console = src, dst, section, to, console
         self.shard = None if max_shard is None else parse_size(max_shard)
         self.memory = None if memory is None else parse_size(memory)
+        storing.check_layout(store, dst, to, self.shard)
+        self.store = None if store == "dense" else store
         self.force, self.strict = force, strict
         self.jobs = options.worker_count(jobs)
         self.whole = open_checkpoint(src, section="all")
@@ -75,7 +78,7 @@ class Work:
         self, json: bool, kind: str | None, report: str | None, checks: Sequence[str] | None, *, dry_run: bool
     ) -> None:
         """How the report is shown. UsageError before any work."""
-        from wtool.cli.prune_report import parse_check
+        from wtool.cli.prune_checks import parse_check
 
         self.kind, self.report, self.dry_run = options.output_kind(json, kind), report, dry_run
         if report is not None:
@@ -83,6 +86,11 @@ class Work:
         self.checks = [parse_check(text) for text in checks or ()]
         if dry_run and self.checks:
             raise UsageError("--fail-if looks at what was written: not with --dry-run")
+
+    @property
+    def reads(self) -> bool:
+        """Whether values are read: a dry run does so only to know how large they are when they are stored sparse."""
+        return not self.dry_run or self.store is not None
 
     def fates(self, include: Sequence[str], exclude: Sequence[str]) -> list[Fate]:
         """What is pruned. Of several sections only the model's."""
@@ -124,24 +132,26 @@ class Work:
             hint = "--on-nan keep never prunes such values; --exclude leaves the tensor as it is"
             raise NotFiniteError(error.message, path=error.path, hint=hint) from None
 
-    def plan(
-        self, masks: Mapping[str, Mask], init: Checkpoint | None, rest: str, asked: Mapping[str, Any], tell: Any
-    ) -> SavePlan:
+    def pruned(self, masks: Mapping[str, Mask], init: Checkpoint | None, rest: str, tell: Any = None) -> Checkpoint:
+        """What is written, all of it dense."""
         from dataclasses import replace
 
-        from wtool.api import plan_save
-        from wtool.formats import registry
         from wtool.ops.prune import Prune
 
         made = Prune(masks, init, rest, tell)(self.part)
-        made = replace(made, metadata={name: value for name, value in made.metadata.items() if name != KEY})
+        return replace(made, metadata={name: value for name, value in made.metadata.items() if name != KEY})
+
+    def plan(self, made: Checkpoint, asked: Mapping[str, Any], more: Mapping[str, str] | None = None) -> SavePlan:
+        from wtool.api import plan_save
+        from wtool.formats import registry
+
         told = registry.for_target(self.dst, self.to).capabilities.metadata
         return plan_save(
             made,
             self.dst,
             to=self.to,
             whole=self.whole,
-            metadata={KEY: dumps(asked, separators=(",", ":"))} if told else {},
+            metadata={KEY: dumps(asked, separators=(",", ":")), **(more or {})} if told else {},
             max_shard=self.shard,
             force=self.force,
             strict=self.strict,
@@ -164,13 +174,17 @@ class Work:
         from wtool.cli.prune_report import prune_report
         from wtool.ops.prune import mask_checkpoint
 
-        shares = None if self.dry_run else Shares()
-        tell = None if shares is None else lambda key: shares.of(self.part[key])
-        plan = self.plan(masks, init, rest, asked, tell)
+        shares = Shares(init is not None) if self.reads else None
+        made = self.pruned(masks, init, rest, None if shares is None else lambda key: shares.of(self.part[key]))
+        layouts: dict[str, str] = {}
+        more: dict[str, str] = {}
+        if self.store is not None:  # what counts the values tells of them; parts are made of them again and again
+            plain = self.pruned(masks, init, rest)
+            made, more, layouts = storing.stored(plain, self.store, self.dst, self.to, self.console, self.jobs, made)
+        plan = self.plan(made, asked, more)
         bits = None
         if mask_out is not None:
-            made = mask_checkpoint(self.part, masks)
-            bits = plan_save(made, mask_out, to="safetensors", force=self.force)
+            bits = plan_save(mask_checkpoint(self.part, masks), mask_out, to="safetensors", force=self.force)
         done = None
         if not self.dry_run:
             if bits is not None:  # first: the output may take the place of the source
@@ -195,6 +209,8 @@ class Work:
             expected=expected,
             dropped=self.dropped,
             beside=tuple(self.beside),
+            store=self.store,
+            layouts=layouts,
             verbose=self.console.verbose,
         )
         if not (self.console.quiet and self.kind == "text"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -45,25 +45,39 @@ def check_layout(layout: str | None, target: str, to: str | None, shard: int | N
             raise UsageError(f"--store {layout} goes into one file: no --max-shard")
 
 
+class Smaller(NamedTuple):
+    """The checkpoint with sparse tensors stored so, what the output's metadata says of it, and key -> layout of them."""
+
+    checkpoint: Checkpoint
+    metadata: dict[str, str]
+    layouts: dict[str, str]
+
+
 def stored(
-    checkpoint: Checkpoint, layout: str, target: str, to: str | None, console: Console, jobs: int
-) -> tuple[Checkpoint, dict[str, str]]:
-    """The checkpoint with sparse tensors stored so, and what the output's metadata says of it. Reads all values once."""
+    checkpoint: Checkpoint,
+    layout: str,
+    target: str,
+    to: str | None,
+    console: Console,
+    jobs: int,
+    seen: Checkpoint | None = None,
+) -> Smaller:
+    """Reads all values once: those of `seen`, if it is given, which are the same and may tell somebody of being read."""
     from wtool.analysis.counts import count
     from wtool.formats import registry
     from wtool.ops.store import TORCH, Store
     from wtool.sparse import METADATA
 
     with console.progress("counting", checkpoint.nbytes) as advance:
-        step = Store(layout, count(checkpoint.tensors, jobs, advance))
+        step = Store(layout, count((seen or checkpoint).tensors, jobs, advance))
     found = step.layouts(checkpoint)
     if not found:
         console.note("no tensor is sparse enough to become smaller: all are stored dense")
-        return checkpoint, {}
+        return Smaller(checkpoint, {}, {})
     smaller = step(checkpoint)
     size = f"{format_size(smaller.nbytes)} for {format_size(checkpoint.nbytes)}"
     whom = "torch.load gives sparse tensors, which few models take" if layout in TORCH else "no runtime reads that"
     text = f"{len(found):,} of {len(checkpoint):,} tensors are stored sparse, {size}: {whom}"
     console.note(f"{text}; `wtool convert --densify` gives them back")
     told = layout not in TORCH and registry.for_target(target, to).capabilities.metadata
-    return smaller, {METADATA: step.metadata(checkpoint)} if told else {}
+    return Smaller(smaller, {METADATA: step.metadata(checkpoint)} if told else {}, found)
