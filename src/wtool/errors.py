@@ -193,6 +193,12 @@ class QuantizedError(WtoolError):
     code = "quantized"
 
 
+class BudgetError(WtoolError):
+    """Nothing fits into the bytes or bits that were asked for."""
+
+    code = "budget"
+
+
 class TiedError(WtoolError):
     """Tied tensors, and `--tied error` was asked for."""
 

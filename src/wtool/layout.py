@@ -13,7 +13,7 @@ A layout is one object of the family `layouts`, which keeps these promises:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -122,9 +122,9 @@ _SIGNS = (
 )  # fmt: skip
 
 
-def looks_quantized(keys: Iterable[str]) -> bool:
+def looks_quantized(tensors: Mapping[str, LazyTensor]) -> bool:
     """Whether it is worth asking the layouts."""
-    return any(key.endswith(_SIGNS) for key in keys)
+    return any(key.endswith(_SIGNS) or tensor.dtype.block is not None for key, tensor in tensors.items())
 
 
 class Layout(Protocol):

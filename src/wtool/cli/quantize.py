@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -53,6 +54,22 @@ def quantize(
             metavar="NAME",
             help="rtn: scales from the largest magnitude; mse: of the least squared error, the default at 4 bits and below.",
             autocompletion=options.one_of("rtn", "mse"),
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", metavar="SIZE", help="Find the mix of schemes that loses least and fits, such as 4GB."),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option("--bits", metavar="N", min=0.1, help="The same for a mean of bits a weight, all tensors counted."),
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            "--candidates",
+            metavar="NAME,NAME",
+            help="What --fit and --bits choose from, as in int4:g128,int8; default: what suits the layout.",
         ),
     ] = None,
     only: Annotated[
@@ -137,15 +154,33 @@ def quantize(
     checks = [parse_check(text) for text in fail_if or ()]
     if checks and (dry_run or not measure):
         raise UsageError("--fail-if looks at what was written: not with --dry-run or --no-measure")
-    if scheme is None:
-        raise UsageError("with which scheme?", hint="--scheme int4, int8, f8-e4m3, nvfp4, nf4, q4_k...")
+    if scheme is None and fit is None and bits is None:
+        raise UsageError("with which scheme?", hint="--scheme int4, int8, f8-e4m3, nvfp4, nf4, q4_k..., or --fit 4GB")
+    if sum(one is not None for one in (scheme, fit, bits)) > 1:
+        raise UsageError("--scheme, --fit and --bits exclude one another", hint="--scheme-for settles single tensors")
+    if candidates is not None and scheme is not None:
+        raise UsageError("--candidates is for --fit and --bits")
     asked = Asked(
-        scheme, layout, group, asymmetric, method, tuple(only or ()), tuple(skip or ()), tuple(scheme_for or ()), rest
+        scheme,
+        layout,
+        group,
+        asymmetric,
+        method,
+        tuple(only or ()),
+        tuple(skip or ()),
+        tuple(scheme_for or ()),
+        rest,
+        fit,
+        bits,
+        candidates,
     )
     console = Console(quiet=quiet, verbose=verbose)
     work = Quantizing(src, dst, asked, console, section=section, to=to, jobs=jobs, requantize=requantize)
     work.choose(keep_odd=on_nan == "keep", dry_run=dry_run)
-    plan = work.plan(max_shard=max_shard, force=force, strict=strict)
+    lay_out = partial(work.plan, max_shard=max_shard, force=force, strict=strict)
+    if scheme is None:
+        work.fit(lay_out)
+    plan = lay_out()
     done = None if dry_run else work.write(plan, memory)
     lost = work.measure(plan) if done is not None and measure else None
     shown = quantize_report(work, plan, done, lost, checks, verbose=verbose)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from wtool.cli import hf_config, options
 from wtool.cli.pruning import lost
-from wtool.errors import NoTensorsError, NotFiniteError, QuantizedError, UsageError, WtoolError
-from wtool.sizes import parse_size
+from wtool.errors import BudgetError, NoTensorsError, NotFiniteError, QuantizedError, UsageError, WtoolError
+from wtool.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
+    from wtool.analysis.budget import Choice, Unit
     from wtool.analysis.damage import Damage
     from wtool.api import SavePlan, SaveReport
     from wtool.bytesource import ByteSource
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from wtool.ops.quantize import Fate
     from wtool.tensor import LazyTensor
 
+# What a budget chooses from, unless it is told: what the layout's runtimes compute with.
+LADDERS = {
+    "compressed-tensors": ("int4:g128", "int4:g32", "int8:channel"),
+    "gguf": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"),
+    "mlx": ("int2:g64", "int3:g64", "int4:g64", "int4:g32", "int8:g64"),
+    "gptq": ("int4:g128", "int4:g32", "int8:g128"),
+    "awq": ("int4:g128", "int4:g32"),
+    "bnb": ("nf4", "int8"),
+    "plain": ("int2:g64", "int3:g64", "int4:g64", "int4:g32", "int8:channel"),
+}
 KEY = "wtool.quantized"  # of the outcome's metadata
 QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of a config.json
 _OF_SCHEME = {"nf4": "bnb", "fp4": "bnb"}
@@ -31,7 +42,7 @@ _OF_SCHEME = {"nf4": "bnb", "fp4": "bnb"}
 class Asked:
     """The options that say what to do, as they were given."""
 
-    scheme: str
+    scheme: str | None
     layout: str | None = None
     group: str | None = None
     asymmetric: bool = False
@@ -40,10 +51,14 @@ class Asked:
     skip: tuple[str, ...] = ()
     scheme_for: tuple[str, ...] = ()
     rest: str | None = None
+    fit: str | None = None
+    bits: float | None = None
+    candidates: str | None = None
 
     def told(self) -> dict[str, Any]:
         """Those that were given."""
-        names = ("scheme", "layout", "group", "asymmetric", "method", "only", "skip", "scheme_for", "rest")
+        names: tuple[str, ...] = ("scheme", "layout", "group", "asymmetric", "method", "only", "skip", "scheme_for", "rest")
+        names += ("fit", "bits", "candidates")
         found = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value}
 
@@ -112,7 +127,7 @@ class Quantizing:
         self.jobs = options.worker_count(jobs)
         self.target = formats.for_target(dst, to)
         self.layout = self._layout()
-        self.scheme = self._scheme(asked.scheme)
+        self.schemes_asked = self._ladder()
         self.whole, self.config = opened(src, "all")
         self.part = self.whole.section(section)
         for warning in self.part.warnings:
@@ -130,6 +145,7 @@ class Quantizing:
             self.part, _ = dequantized(self.part, self.config)
         self.fates: list[Fate] = []
         self.seen: dict[str, Seen] = {}
+        self.allowed: dict[str, list[Scheme]] = {}  # what a budget may choose from
         self.beside: dict[str, ByteSource] = {}
         self.left_out: list[str] = []
 
@@ -138,7 +154,7 @@ class Quantizing:
 
         name = self.asked.layout
         if name is None:
-            base = self.asked.scheme.partition(":")[0]
+            base = (self.asked.scheme or self.asked.candidates or "").partition(":")[0]
             usual = _OF_SCHEME.get(base) or ("gguf" if base.startswith("q") else "compressed-tensors")
             name = {"gguf": "gguf", "safetensors": usual}.get(self.target.name, "plain")
         layout = registry.layout(name)
@@ -163,21 +179,36 @@ class Quantizing:
             scheme = replace(scheme, method=asked.method)
         return scheme if scheme.name in CASTS else self.layout.settle(scheme)
 
+    def _ladder(self) -> list[Scheme]:
+        """The one scheme that was asked for, or those that a budget may choose from."""
+        asked = self.asked
+        if asked.scheme is not None:
+            return [self._scheme(asked.scheme)]
+        if asked.candidates is not None:
+            return [self._scheme(text.strip()) for text in asked.candidates.split(",")]
+        return [self._scheme(text) for text in LADDERS[self.layout.name]]
+
     def choose(self, *, keep_odd: bool = False, dry_run: bool = False) -> None:
         """Say of every tensor what becomes of it; look at values where that is needed."""
         from wtool.layout import CASTS
         from wtool.layouts.codecs import as_f32
-        from wtool.ops.quantize import Fate, Rules, fates
+        from wtool.ops.quantize import Fate, Rules, allowed, fates
 
-        rules = Rules(self.scheme, tuple(map(self._ruled, self.asked.scheme_for)), self.asked.only, self.asked.skip)
+        ruled = tuple(map(self._ruled, self.asked.scheme_for))
         main = self.part.main_section()
-        found = fates({key: self.part[key] for key in main.keys}, rules, self.layout)
+        here = {key: self.part[key] for key in main.keys}
+        found = fates(here, Rules(self.schemes_asked[0], ruled, self.asked.only, self.asked.skip), self.layout)
+        if self.asked.scheme is None:
+            rules = [Rules(one, ruled, self.asked.only, self.asked.skip) for one in self.schemes_asked]
+            self.allowed = allowed(here, rules, self.layout)
+            first = {key: schemes[0] for key, schemes in self.allowed.items() if schemes}
+            found = [Fate(fate.key, first.get(fate.key), "" if fate.key in first else fate.why) for fate in found]
         others = [Fate(key, None, f"not of section {main.name}") for key in self.part if key not in set(main.keys)]
         self.fates = [*found, *others]
         chosen = {fate.key: fate.scheme for fate in found if fate.scheme is not None and fate.scheme.name not in CASTS}
         if not any(fate.scheme for fate in found):
             raise NoTensorsError("no tensor is to be quantized", path=self.src, hint="-n says why; --only names keys")
-        wanted = {key for key, scheme in chosen.items() if self.layout.wants(scheme)}
+        wanted = {key for key, one in chosen.items() if any(map(self.layout.wants, self.allowed.get(key) or [one]))}
         look = {key: as_f32(self.part[key]) for key in chosen if key in wanted or keep_odd}
         if dry_run:
             from wtool.layout import Seen
@@ -207,6 +238,76 @@ class Quantizing:
         if not sign or not glob:
             raise UsageError(f"'{text}' is no rule", hint="--scheme-for 'GLOB=int8', or 'GLOB=none'")
         return glob, None if name == "none" else self._scheme(name)
+
+    def fit(self, lay_out: Callable[[], SavePlan]) -> None:
+        """Choose of what is allowed the mix that loses least and fits. BudgetError says the smallest that is possible."""
+        from wtool.analysis.budget import best, measured
+        from wtool.ops.quantize import fused_sets
+
+        odd = {fate.key for fate in self.fates if fate.scheme is None}
+        once: dict[object, str] = {}
+        for key, schemes in self.allowed.items():
+            if schemes and key not in odd:
+                once.setdefault(self.part[key].identity or key, key)
+        fused = fused_sets(list(once.values()))
+        alone = set(once.values()).difference(*fused)
+        sets = [*fused, *([key] for key in once.values() if key in alone)]
+        kept = {key: self._kept(key) for keys in sets for key in keys}
+        total = sum(len(self.allowed[key]) for keys in sets for key in keys)
+        with self.console.progress("trying", total) as advance:
+            try:
+                units = measured(self.part, sets, self.allowed, kept, self.layout, self.seen, self.jobs, advance)
+            except NotFiniteError as error:
+                raise error.at(self.src) from None
+        least = [min(unit.choices, key=lambda one: (one.nbytes, one.loss)) for unit in units]
+        budget, used = self._budget(), self._used(units, least, lay_out)
+        if used > budget:
+            raise BudgetError(
+                f"does not fit {self._said(budget)}: the smallest is {self._said(used)}",
+                path=self.src,
+                hint="--rest bf16, --candidates with fewer bits, or --scheme-for what is left as it is by default",
+            )
+        room = budget - used + sum(one.nbytes for one in least)
+        while True:  # other schemes have other names and numbers of parts, so headers are a little longer or shorter
+            used = self._used(units, best(units, room), lay_out)
+            if used <= budget:
+                return
+            room -= used - budget
+
+    def _kept(self, key: str) -> int:
+        tensor = self.part[key]
+        half = self.asked.rest is not None and tensor.dtype.floating and tensor.dtype.bits > 16
+        return 2 * tensor.elements if half else tensor.nbytes
+
+    def _budget(self) -> int:
+        if self.asked.fit is not None:
+            return parse_size(self.asked.fit)
+        return int((self.asked.bits or 0) * self._weights() / 8)
+
+    def _weights(self) -> int:
+        return sum(one.elements for one in {tensor.identity or key: tensor for key, tensor in self.part.items()}.values())
+
+    def _said(self, nbytes: int) -> str:
+        if self.asked.fit is not None:
+            return f"{format_size(nbytes)} ({nbytes:,} bytes)"
+        return f"{8 * nbytes / self._weights():.4f} bits a weight"
+
+    def _used(self, units: Sequence[Unit], choices: Sequence[Choice], lay_out: Callable[[], SavePlan]) -> int:
+        """Take these choices; the bytes of all files, or (with --bits) of all tensors, that they make."""
+        taken = {key: one.scheme for unit, one in zip(units, choices, strict=True) for key in unit.keys}
+        first = {self.part[key].identity or key: key for key in taken}
+        fates = []
+        for fate in self.fates:
+            key = first.get(self.part[fate.key].identity or fate.key)
+            if key is not None and self.allowed.get(fate.key):
+                scheme = taken[key]
+                fate = replace(fate, scheme=scheme, why="" if scheme else "fits as it is")
+            fates.append(fate)
+        self.fates = fates
+        plan = lay_out()
+        if self.asked.fit is not None:
+            return sum(file.size for file in plan.plan.layout.files)
+        return sum(slot.nbytes for slot in plan.plan.layout.slots)
 
     @property
     def schemes(self) -> dict[str, Scheme]:

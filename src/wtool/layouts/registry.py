@@ -13,6 +13,7 @@ from wtool.tensor import LazyTensor
 # In the order in which they are asked: those that say more of themselves first.
 _BUILTIN = {
     "compressed-tensors": "wtool.layouts.compressed_tensors",
+    "gguf": "wtool.layouts.gguf",
     "gptq": "wtool.layouts.gptq",
     "awq": "wtool.layouts.awq",
 }

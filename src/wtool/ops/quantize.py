@@ -48,32 +48,49 @@ def fates(checkpoint: Mapping[str, LazyTensor], rules: Rules, layout: Layout) ->
     Tensors that a runtime fuses (q, k and v; gate and up; the experts of a layer) are all of one scheme or none is
     quantized. UsageError for a glob that no key matches.
     """
-    globs = [*rules.only, *rules.skip, *(glob for glob, _ in rules.schemes)]
-    for glob in globs:
-        if not any(map(matcher((glob,)), checkpoint)):
-            raise UsageError(f"no key matches '{glob}'", hint="`wtool inspect --flat` lists the keys")
-    chosen = [(matcher((glob,)), scheme) for glob, scheme in rules.schemes]
-    wanted, unwanted = matcher(rules.only), matcher(rules.skip)
-    found: dict[str, Fate] = {}
-    for key, tensor in checkpoint.items():
-        named = next((one for one in chosen if one[0](key)), None)
-        asked = named is not None or (bool(rules.only) and wanted(key))
-        why = no_weights(tensor)
-        if not why and unwanted(key):
-            why = "--skip"
-        elif not why and rules.only and not asked:
-            why = "not of --only"
-        elif not why and not asked:
-            why = _spared(key, tensor)
-        scheme = named[1] if named is not None else rules.scheme
-        if not why and scheme is None:
-            why = "--scheme-for"
-        if not why and scheme is not None and scheme.name not in CASTS:
-            why = (_shapeless(tensor) or layout.refuses(scheme, tensor)) or ""
-        found[key] = Fate(key, None if why else scheme, why)
+    _check(checkpoint, rules)
+    found = {key: _fate(key, tensor, rules, layout) for key, tensor in checkpoint.items()}
     _tie(checkpoint, found)
     _fuse(found)
     return list(found.values())
+
+
+def allowed(checkpoint: Mapping[str, LazyTensor], rules: Sequence[Rules], layout: Layout) -> dict[str, list[Scheme]]:
+    """Key -> the schemes of several rules that a tensor may be quantized with; none where it is left alone."""
+    for one in rules:
+        _check(checkpoint, one)
+    found: dict[str, list[Scheme]] = {key: [] for key in checkpoint}
+    for one in rules:
+        fate_of = {key: _fate(key, tensor, one, layout) for key, tensor in checkpoint.items()}
+        _tie(checkpoint, fate_of)
+        for key, fate in fate_of.items():
+            if fate.scheme is not None and fate.scheme not in found[key]:
+                found[key].append(fate.scheme)
+    return found
+
+
+def _check(checkpoint: Mapping[str, LazyTensor], rules: Rules) -> None:
+    for glob in (*rules.only, *rules.skip, *(glob for glob, _ in rules.schemes)):
+        if not any(map(matcher((glob,)), checkpoint)):
+            raise UsageError(f"no key matches '{glob}'", hint="`wtool inspect --flat` lists the keys")
+
+
+def _fate(key: str, tensor: LazyTensor, rules: Rules, layout: Layout) -> Fate:
+    named = next((one for one in rules.schemes if matcher((one[0],))(key)), None)
+    asked = named is not None or (bool(rules.only) and matcher(rules.only)(key))
+    scheme = named[1] if named is not None else rules.scheme
+    why = no_weights(tensor)
+    if not why and matcher(rules.skip)(key):
+        why = "--skip"
+    elif not why and rules.only and not asked:
+        why = "not of --only"
+    elif not why and not asked:
+        why = _spared(key, tensor)
+    if not why and scheme is None:
+        why = "--scheme-for"
+    if not why and scheme is not None and scheme.name not in CASTS:
+        why = _shapeless(tensor) or layout.refuses(scheme, tensor) or ""
+    return Fate(key, None if why else scheme, why)
 
 
 def _shapeless(tensor: LazyTensor) -> str:
