@@ -42,7 +42,7 @@ def empty(unit: str, shape: tuple[int, ...], slot: int) -> Array:
 
 
 def tally(lanes: Array, edges: tuple[tuple[float, bool], ...], slot: int) -> Array:
-    """u8 of the same shape: how many edges lie below a value. An edge marked true is below a value that equals it, too."""
+    """u8 of the same shape: how many edges lie below a value; one marked true also counts if it is equal."""
     codes, above = empty("u1", lanes.shape, slot), empty("?", lanes.shape, slot + 1)
     for number, (edge, even) in enumerate(edges):
         compare = np.greater_equal if even else np.greater
@@ -55,7 +55,7 @@ def tally(lanes: Array, edges: tuple[tuple[float, bool], ...], slot: int) -> Arr
 
 
 def paired(codes: Array, out: Array, first_high: bool = False) -> None:
-    """Lanes of codes u8 [size, groups] below 16 into bytes [groups, size / 2], the first of two in the low or the high bits."""
+    """Lanes of codes u8 [size, groups] below 16 into bytes [groups, size / 2], the first of two in the low bits or the high."""
     high, low = (codes[::2], codes[1::2]) if first_high else (codes[1::2], codes[::2])
     np.left_shift(high, np.uint8(4), out=high)
     np.bitwise_or(low, high, out=low)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import MismatchError
-from wtool.kernels import lanes
+from wtool.kernels import e2m1, lanes
 from wtool.kernels.buffers import CHUNK, block
 from wtool.kernels.cast import route
 
@@ -27,8 +27,7 @@ SQUARE = 128  # rows and columns of a block of f8
 _F32, _F16, _F4, _E4M3 = map(dtype, ("f32", "f16", "f4", "f8_e4m3"))
 _LARGEST = {"f8_e4m3": 448.0, "f8_e5m2": 57344.0}
 _EPSILON = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
-# Half way between two e2m1 values; where the upper one has an even code it is taken.
-_EDGES = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))
+_F8 = np.arange(256, dtype=np.uint8).view(_E4M3.numpy()).astype(np.float32)
 _POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
 
 
@@ -48,7 +47,7 @@ def grain(weight: tuple[int, ...], scale: tuple[int, ...]) -> Grain:
 
 @dataclass(frozen=True, slots=True)
 class Float8:
-    """f8 codes with a scale for the tensor, for each row, or for each block of 128 x 128 (those at the edges are smaller).
+    """f8 codes with a scale for the tensor, for each row, or for each block of 128 x 128 (at the edges of what is there).
 
     `kind` is f8_e4m3 or f8_e5m2, `dtype` the weight's own (f32, bf16, f16) and that of the scales. A scale is the largest
     magnitude / 448 (57344), a code weight / scale, both rounded to the dtype. compressed-tensors has f8_e4m3 only.
@@ -59,7 +58,7 @@ class Float8:
     grain: Grain = "row"
 
     def scale_of(self, greatest: Array | float) -> Array:
-        """Scales in the dtype for largest magnitudes; for grain "tensor" the first pass gathers max |x| of the whole tensor."""
+        """Scales in the dtype for largest magnitudes; for grain "tensor" a first pass gathers max |x| of the tensor."""
         scale = np.array(greatest, np.float32)
         scale /= np.float32(_LARGEST[self.kind.name])
         lanes.round_to(scale, self.dtype)
@@ -175,21 +174,34 @@ class NvFloat4:
         grouped = x.reshape(-1, 16)
         packed, scales = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 8), np.empty(len(grouped), _E4M3.numpy())
         for some in lanes.pieces(len(grouped), 16):
-            weights, size = lanes.turned(grouped[some], 30), lanes.empty("f4", (16, some.stop - some.start), 31)
-            largest = np.abs(weights, out=size).max(axis=0)
-            self._scale(largest, whole, scales[some])
-            np.divide(weights, scales[some].astype(np.float32) / whole, out=weights)
-            _pack(weights, size, packed[some])
+            weights = lanes.turned(grouped[some], 30)
+            largest = np.abs(weights, out=lanes.empty("f4", weights.shape, 31)).max(axis=0)
+            self._scale(largest / np.float32(6), whole, scales[some])
+            if self.search:
+                self._choose(weights, largest, whole, scales[some])
+            np.divide(weights, _F8.take(scales[some].view(np.uint8)) / whole, out=weights)
+            e2m1.pack(weights, packed[some])
         return packed.reshape(rows, columns // 2), scales.reshape(rows, columns // 16)
 
-    def _scale(self, largest: Array, whole: Array, out: Array) -> None:
-        largest /= np.float32(6)
-        lanes.round_to(largest, self.dtype)
-        largest *= whole
-        np.minimum(largest, np.float32(448), out=largest)
-        route(_F32, _E4M3)(largest, out)
+    def _scale(self, meant: Array, whole: Array, out: Array) -> None:
+        lanes.round_to(meant, self.dtype)
+        meant *= whole
+        np.minimum(meant, np.float32(448), out=meant)
+        route(_F32, _E4M3)(meant, out)
         codes = out.view(np.uint8)
         codes[codes == 0] = 0x20  # 0.125
+
+    def _choose(self, weights: Array, largest: Array, whole: Array, scales: Array) -> None:
+        """Replace the scales by the code below or by that which makes the largest 4, where the error is smaller."""
+        codes = scales.view(np.uint8)
+        fewest = e2m1.errors(weights, _F8.take(codes) / whole)
+        other = np.empty_like(scales)
+        self._scale(largest / np.float32(4), whole, other)
+        for trial in (np.maximum(codes, 2) - np.uint8(1), other.view(np.uint8)):
+            found = e2m1.errors(weights, _F8.take(trial) / whole)
+            better = found < fewest
+            np.copyto(codes, trial, where=better)
+            np.copyto(fewest, found, where=better)
 
     def decode(self, packed: Array, scales: Array, whole: Array, reciprocal: bool = False) -> Array:
         """f32 [n, I]: code * (scale / global), both in f32; compressed-tensors rounds this to bf16. With `reciprocal` the
@@ -224,14 +236,18 @@ class MxFloat4:
         grouped = x.reshape(-1, 32)
         packed, exponents = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 16), np.empty(len(grouped), np.uint8)
         for some in lanes.pieces(len(grouped), 32):
-            weights, size = lanes.turned(grouped[some], 30), lanes.empty("f4", (32, some.stop - some.start), 31)
-            largest = np.abs(weights, out=size).max(axis=0)
+            weights = lanes.turned(grouped[some], 30)
+            largest = np.abs(weights, out=lanes.empty("f4", weights.shape, 31)).max(axis=0)
             exponents[some] = self._exponent(largest)
+            if self.search:
+                below = np.maximum(exponents[some], 1) - np.uint8(1)
+                better = e2m1.errors(weights, _power(below)) < e2m1.errors(weights, _power(exponents[some]))
+                np.copyto(exponents[some], below, where=better)
             np.divide(weights, _power(exponents[some]), out=weights)
             if self.dtype is _F16:  # quotients are f16 there: multiples of 2 ** -24
                 np.add(weights, np.float32(0.75), out=weights)
                 np.subtract(weights, np.float32(0.75), out=weights)
-            _pack(weights, size, packed[some])
+            e2m1.pack(weights, packed[some])
         return packed.reshape(rows, columns // 2), exponents.reshape(rows, columns // 32)
 
     def _exponent(self, largest: Array) -> Array:
@@ -276,13 +292,3 @@ def _widened(codes: Array, kind: DType) -> Array:
     values = block(np.dtype(np.float32), rows * columns)
     route(kind, _F32)(np.ascontiguousarray(codes).reshape(-1), values)
     return values.reshape(rows, columns)
-
-
-def _pack(quotients: Array, size: Array, out: Array) -> None:
-    """Lanes of quotients as packed e2m1 codes; `size` is scratch. A negative value that becomes zero keeps its sign."""
-    codes = lanes.tally(np.abs(quotients, out=size), _EDGES, 32)
-    sign = lanes.empty("?", quotients.shape, 33)
-    np.less(quotients, np.float32(0), out=sign)
-    np.left_shift(sign.view(np.uint8), np.uint8(3), out=sign.view(np.uint8))
-    np.bitwise_or(codes, sign.view(np.uint8), out=codes)
-    lanes.paired(codes, out)
