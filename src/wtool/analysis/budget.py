@@ -1,4 +1,4 @@
-"""Which scheme for which tensor, so that all fit into so many bytes and the least is lost: without data, from the weights alone.
+"""Which scheme for which tensor, so that all fit and the least is lost: without data, from the weights alone.
 
 The loss of a tensor is the sum of squared errors of its weights, measured on a sample of its rows for every scheme that may
 be had. Least is the sum over all tensors, so that the SQNR of the whole is the greatest. That is a multiple-choice knapsack:

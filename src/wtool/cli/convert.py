@@ -95,8 +95,8 @@ def convert(
     """
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
+    from wtool.cli.dequantizing import files_of_dense
     from wtool.cli.mapping import Choice
-    from wtool.cli.quantizing import files_of_dense
 
     kind = options.output_kind(json, format)
     if verify not in (None, *_VERIFY):
@@ -188,7 +188,7 @@ def _prepare(
 ) -> tuple[_Opened, Checkpoint, Checkpoint, tuple[Resolved, ...]]:
     """What was opened; the same (in the same order) with the names that were asked for; mapped and cast; how it was mapped."""
     from wtool.api import open_checkpoint
-    from wtool.cli.quantizing import plain_numbers
+    from wtool.cli.dequantizing import plain_numbers
     from wtool.dtypes import dtype as named
     from wtool.formats import registry
     from wtool.keys import parse_rename

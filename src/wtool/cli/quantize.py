@@ -141,6 +141,7 @@ def quantize(
     not, and every tensor that is left is told with the reason. A Hugging Face folder gives a folder, its config.json told of
     it. `wtool convert --dequantize` is the way back.
     """
+    from wtool.cli.fitting import fit as fit_into
     from wtool.cli.quantize_report import parse_check, quantize_report
     from wtool.cli.quantizing import Asked, Quantizing
 
@@ -179,7 +180,7 @@ def quantize(
     work.choose(keep_odd=on_nan == "keep", dry_run=dry_run)
     lay_out = partial(work.plan, max_shard=max_shard, force=force, strict=strict)
     if scheme is None:
-        work.fit(lay_out)
+        fit_into(work, lay_out)
     plan = lay_out()
     done = None if dry_run else work.write(plan, memory)
     lost = work.measure(plan) if done is not None and measure else None

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from wtool.cli import hf_config, options
+from wtool.cli.dequantizing import KEY, QUANTIZATION, dequantized, opened
 from wtool.cli.pruning import lost
-from wtool.errors import BudgetError, NoTensorsError, NotFiniteError, QuantizedError, UsageError, WtoolError
-from wtool.sizes import format_size, parse_size
+from wtool.errors import NoTensorsError, NotFiniteError, QuantizedError, UsageError
+from wtool.sizes import parse_size
 
 if TYPE_CHECKING:
-    from wtool.analysis.budget import Choice, Unit
     from wtool.analysis.damage import Damage
     from wtool.api import SavePlan, SaveReport
     from wtool.bytesource import ByteSource
-    from wtool.checkpoint import Checkpoint
     from wtool.cli.console import Console
-    from wtool.layout import Layout, Quantized, Scheme, Seen
+    from wtool.layout import Layout, Scheme, Seen
     from wtool.ops.quantize import Fate
     from wtool.tensor import LazyTensor
 
@@ -33,8 +32,6 @@ LADDERS = {
     "bnb": ("nf4", "int8"),
     "plain": ("int2:g64", "int3:g64", "int4:g64", "int4:g32", "int8:channel"),
 }
-KEY = "wtool.quantized"  # of the outcome's metadata
-QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of a config.json
 _OF_SCHEME = {"nf4": "bnb", "fp4": "bnb"}
 
 
@@ -61,48 +58,6 @@ class Asked:
         names += ("fit", "bits", "candidates")
         found = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value}
-
-
-def opened(src: str, section: str | None) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The checkpoint, or its section, and the config.json beside it."""
-    from wtool.api import open_checkpoint
-
-    return open_checkpoint(src, section=section), hf_config.read(src)
-
-
-def dequantized(
-    checkpoint: Checkpoint, config: Mapping[str, Any] | None, dtype: str | None = None
-) -> tuple[Checkpoint, dict[str, Quantized]]:
-    """The checkpoint with everything that is stored quantized as plain numbers, and what that was."""
-    from wtool.dtypes import dtype as named
-    from wtool.layouts import registry
-    from wtool.ops.dequantize import Dequantize
-
-    found = registry.find(checkpoint.tensors, config, checkpoint.metadata)
-    if not found:
-        return checkpoint, found
-    dense = Dequantize(found, None if dtype is None else named(dtype))(checkpoint)
-    return replace(dense, metadata={name: text for name, text in dense.metadata.items() if name != KEY}), found
-
-
-def plain_numbers(checkpoint: Checkpoint, src: str, dtype: str | None) -> Checkpoint:
-    """The checkpoint without anything quantized. NoTensorsError where nothing is."""
-    try:
-        dense, found = dequantized(checkpoint, hf_config.read(src), dtype)
-    except WtoolError as error:
-        raise error.at(src) from None
-    if not found:
-        raise NoTensorsError("nothing in it is stored quantized, in a layout that wtool knows", path=src)
-    return dense
-
-
-def files_of_dense(src: str, dst: str) -> dict[str, ByteSource]:
-    """What goes into a folder beside tensors that are plain numbers again: all small files, config.json telling so."""
-    config = hf_config.read(src)
-    if config is None:
-        return {}
-    plain = {name: value for name, value in config.items() if name not in QUANTIZATION}
-    return hf_config.files_beside(src, plain, dst)[0]
 
 
 class Quantizing:
@@ -238,76 +193,6 @@ class Quantizing:
         if not sign or not glob:
             raise UsageError(f"'{text}' is no rule", hint="--scheme-for 'GLOB=int8', or 'GLOB=none'")
         return glob, None if name == "none" else self._scheme(name)
-
-    def fit(self, lay_out: Callable[[], SavePlan]) -> None:
-        """Choose of what is allowed the mix that loses least and fits. BudgetError says the smallest that is possible."""
-        from wtool.analysis.budget import best, measured
-        from wtool.ops.quantize import fused_sets
-
-        odd = {fate.key for fate in self.fates if fate.scheme is None}
-        once: dict[object, str] = {}
-        for key, schemes in self.allowed.items():
-            if schemes and key not in odd:
-                once.setdefault(self.part[key].identity or key, key)
-        fused = fused_sets(list(once.values()))
-        alone = set(once.values()).difference(*fused)
-        sets = [*fused, *([key] for key in once.values() if key in alone)]
-        kept = {key: self._kept(key) for keys in sets for key in keys}
-        total = sum(len(self.allowed[key]) for keys in sets for key in keys)
-        with self.console.progress("trying", total) as advance:
-            try:
-                units = measured(self.part, sets, self.allowed, kept, self.layout, self.seen, self.jobs, advance)
-            except NotFiniteError as error:
-                raise error.at(self.src) from None
-        least = [min(unit.choices, key=lambda one: (one.nbytes, one.loss)) for unit in units]
-        budget, used = self._budget(), self._used(units, least, lay_out)
-        if used > budget:
-            raise BudgetError(
-                f"does not fit {self._said(budget)}: the smallest is {self._said(used)}",
-                path=self.src,
-                hint="--rest bf16, --candidates with fewer bits, or --scheme-for what is left as it is by default",
-            )
-        room = budget - used + sum(one.nbytes for one in least)
-        while True:  # other schemes have other names and numbers of parts, so headers are a little longer or shorter
-            used = self._used(units, best(units, room), lay_out)
-            if used <= budget:
-                return
-            room -= used - budget
-
-    def _kept(self, key: str) -> int:
-        tensor = self.part[key]
-        half = self.asked.rest is not None and tensor.dtype.floating and tensor.dtype.bits > 16
-        return 2 * tensor.elements if half else tensor.nbytes
-
-    def _budget(self) -> int:
-        if self.asked.fit is not None:
-            return parse_size(self.asked.fit)
-        return int((self.asked.bits or 0) * self._weights() / 8)
-
-    def _weights(self) -> int:
-        return sum(one.elements for one in {tensor.identity or key: tensor for key, tensor in self.part.items()}.values())
-
-    def _said(self, nbytes: int) -> str:
-        if self.asked.fit is not None:
-            return f"{format_size(nbytes)} ({nbytes:,} bytes)"
-        return f"{8 * nbytes / self._weights():.4f} bits a weight"
-
-    def _used(self, units: Sequence[Unit], choices: Sequence[Choice], lay_out: Callable[[], SavePlan]) -> int:
-        """Take these choices; the bytes of all files, or (with --bits) of all tensors, that they make."""
-        taken = {key: one.scheme for unit, one in zip(units, choices, strict=True) for key in unit.keys}
-        first = {self.part[key].identity or key: key for key in taken}
-        fates = []
-        for fate in self.fates:
-            key = first.get(self.part[fate.key].identity or fate.key)
-            if key is not None and self.allowed.get(fate.key):
-                scheme = taken[key]
-                fate = replace(fate, scheme=scheme, why="" if scheme else "fits as it is")
-            fates.append(fate)
-        self.fates = fates
-        plan = lay_out()
-        if self.asked.fit is not None:
-            return sum(file.size for file in plan.plan.layout.files)
-        return sum(slot.nbytes for slot in plan.plan.layout.slots)
 
     @property
     def schemes(self) -> dict[str, Scheme]:

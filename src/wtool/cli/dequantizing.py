@@ -1,0 +1,60 @@
+"""What is stored quantized as plain numbers again, and what goes beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wtool.cli import hf_config
+from wtool.errors import NoTensorsError, WtoolError
+
+if TYPE_CHECKING:
+    from wtool.bytesource import ByteSource
+    from wtool.checkpoint import Checkpoint
+    from wtool.layout import Quantized
+
+KEY = "wtool.quantized"  # of the metadata of what quantize writes
+QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # of a config.json
+
+
+def opened(src: str, section: str | None) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """The checkpoint, or its section, and the config.json beside it."""
+    from wtool.api import open_checkpoint
+
+    return open_checkpoint(src, section=section), hf_config.read(src)
+
+
+def dequantized(
+    checkpoint: Checkpoint, config: Mapping[str, Any] | None, dtype: str | None = None
+) -> tuple[Checkpoint, dict[str, Quantized]]:
+    """The checkpoint with everything that is stored quantized as plain numbers, and what that was."""
+    from wtool.dtypes import dtype as named
+    from wtool.layouts import registry
+    from wtool.ops.dequantize import Dequantize
+
+    found = registry.find(checkpoint.tensors, config, checkpoint.metadata)
+    if not found:
+        return checkpoint, found
+    dense = Dequantize(found, None if dtype is None else named(dtype))(checkpoint)
+    return replace(dense, metadata={name: text for name, text in dense.metadata.items() if name != KEY}), found
+
+
+def plain_numbers(checkpoint: Checkpoint, src: str, dtype: str | None) -> Checkpoint:
+    """The checkpoint without anything quantized. NoTensorsError where nothing is."""
+    try:
+        dense, found = dequantized(checkpoint, hf_config.read(src), dtype)
+    except WtoolError as error:
+        raise error.at(src) from None
+    if not found:
+        raise NoTensorsError("nothing in it is stored quantized, in a layout that wtool knows", path=src)
+    return dense
+
+
+def files_of_dense(src: str, dst: str) -> dict[str, ByteSource]:
+    """What goes into a folder beside tensors that are plain numbers again: all small files, config.json telling so."""
+    config = hf_config.read(src)
+    if config is None:
+        return {}
+    plain = {name: value for name, value in config.items() if name not in QUANTIZATION}
+    return hf_config.files_beside(src, plain, dst)[0]
