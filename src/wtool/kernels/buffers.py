@@ -33,10 +33,10 @@ _buffers = _Buffers()
 
 
 def scratch(unit: str, count: int, slot: int = 0) -> Array:
-    """`count` (at most CHUNK) elements of this thread's scratch array number `slot`; any call may overwrite it."""
+    """`count` elements of this thread's scratch array number `slot`, which is kept; any call may overwrite it."""
     array = _buffers.scratch.get((unit, slot))
-    if array is None:
-        array = _buffers.scratch[unit, slot] = np.empty(CHUNK, unit)
+    if array is None or len(array) < count:
+        array = _buffers.scratch[unit, slot] = np.empty(max(count, CHUNK), unit)
     return array[:count]
 
 
