@@ -9,7 +9,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 SLIM = .venv-slim/bin/python
 FULL = .venv/bin/python
 
-.PHONY: demo test slim full check lint types bench bench-average clean
+.PHONY: demo test slim full check lint types bench bench-average bench-quantize clean
 
 .venv/.ready: pyproject.toml constraints.txt tests/judges.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,9 @@ bench: .venv/.ready
 
 bench-average: .venv/.ready
 	$(FULL) benchmarks/average.py
+
+bench-quantize: .venv/.ready
+	$(FULL) benchmarks/quantize.py
 
 clean:
 	rm -rf .venv .venv-slim build demo
