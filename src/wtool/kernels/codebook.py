@@ -148,7 +148,7 @@ def _nearest(weights: Array, absmax: Array, edges: tuple[tuple[float, bool], ...
 
 
 def _chosen(weights: Array, largest: Array, rising: Array, edges: tuple[tuple[float, bool], ...]) -> Array:
-    """Of codes for which sum(w v) = s and sum(v v) = n, the best absmax is s / n, and it takes s s / n off the squared error."""
+    """For codes with sum(w v) = s and sum(v v) = n the best absmax is s / n; it takes s s / n off the squared error."""
     best, most = largest, np.zeros_like(largest)
     for part in (1.0, 0.9):
         places, index = _nearest(weights, largest * np.float32(part), edges), lanes.empty("p", weights.shape, 34)

@@ -55,7 +55,7 @@ def tally(lanes: Array, edges: tuple[tuple[float, bool], ...], slot: int) -> Arr
 
 
 def paired(codes: Array, out: Array, first_high: bool = False) -> None:
-    """Lanes of codes u8 [size, groups] below 16 into bytes [groups, size / 2], the first of two in the low bits or the high."""
+    """Lanes of codes u8 [size, groups] below 16 into bytes [groups, size / 2], the first of two in the low or high bits."""
     high, low = (codes[::2], codes[1::2]) if first_high else (codes[1::2], codes[::2])
     np.left_shift(high, np.uint8(4), out=high)
     np.bitwise_or(low, high, out=low)

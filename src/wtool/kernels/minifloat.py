@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import MismatchError
-from wtool.kernels import e2m1, lanes
+from wtool.kernels import e2m1, e8m0, lanes
 from wtool.kernels.buffers import CHUNK, block
 from wtool.kernels.cast import route
 
@@ -28,7 +28,6 @@ _F32, _F16, _F4, _E4M3 = map(dtype, ("f32", "f16", "f4", "f8_e4m3"))
 _LARGEST = {"f8_e4m3": 448.0, "f8_e5m2": 57344.0}
 _EPSILON = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
 _F8 = np.arange(256, dtype=np.uint8).view(_E4M3.numpy()).astype(np.float32)
-_POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
 
 
 def grain(weight: tuple[int, ...], scale: tuple[int, ...]) -> Grain:
@@ -233,56 +232,58 @@ class MxFloat4:
     def encode(self, x: Array) -> tuple[Array, Array]:
         """Packed codes u8 [n, I / 2] and exponents u8 [n, I / 32] (e8m0)."""
         rows, columns = x.shape
-        grouped = x.reshape(-1, 32)
-        packed, exponents = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 16), np.empty(len(grouped), np.uint8)
-        for some in lanes.pieces(len(grouped), 32):
+        grouped = x.reshape(-1, e8m0.SIZE)
+        packed, bytes_ = block(np.dtype(np.uint8), x.size // 2).reshape(-1, 16), np.empty(len(grouped), np.uint8)
+        for some in lanes.pieces(len(grouped), e8m0.SIZE):
             weights = lanes.turned(grouped[some], 30)
             largest = np.abs(weights, out=lanes.empty("f4", weights.shape, 31)).max(axis=0)
-            exponents[some] = self._exponent(largest)
+            chosen = e8m0.exponents(largest, 2, self.dtype)
             if self.search:
-                below = np.maximum(exponents[some], 1) - np.uint8(1)
-                better = e2m1.errors(weights, _power(below)) < e2m1.errors(weights, _power(exponents[some]))
-                np.copyto(exponents[some], below, where=better)
-            np.divide(weights, _power(exponents[some]), out=weights)
+                below = np.maximum(chosen, 1) - np.uint8(1)
+                better = e2m1.errors(weights, e8m0.power(below)) < e2m1.errors(weights, e8m0.power(chosen))
+                np.copyto(chosen, below, where=better)
+            np.divide(weights, e8m0.power(chosen), out=weights)
             if self.dtype is _F16:  # quotients are f16 there: multiples of 2 ** -24
                 np.add(weights, np.float32(0.75), out=weights)
                 np.subtract(weights, np.float32(0.75), out=weights)
             e2m1.pack(weights, packed[some])
-        return packed.reshape(rows, columns // 2), exponents.reshape(rows, columns // 32)
-
-    def _exponent(self, largest: Array) -> Array:
-        """floor(log2(largest)) - 2, one more where the fraction is 1.75 or above, which would be clipped to 1.5."""
-        found = (largest.view(np.uint32) + np.uint32(1 << 21) >> np.uint32(23)).astype(np.int32) - 2
-        if self.dtype is _F16:
-            found[largest == 0] = 127
-        return np.maximum(found, 0)
+            bytes_[some] = chosen
+        return packed.reshape(rows, columns // 2), bytes_.reshape(rows, columns // e8m0.SIZE)
 
     def decode(self, packed: Array, scales: Array) -> Array:
         """f32 [n, I], exact."""
-        return _times_powers(_widened(packed, _F4), scales)
+        return e8m0.multiply(_widened(packed, _F4), scales)
 
 
 @dataclass(frozen=True, slots=True)
 class MxFloat8:
-    """mxfp8: f8 codes; for 32 weights along the row a power of two, 2 ** (byte - 127)."""
+    """mxfp8: f8 codes; for 32 weights along the row a power of two, 2 ** (byte - 127). Only f8_e4m3 is encoded.
+
+    Where the byte would be 255 and of small f16 groups holds what MxFloat4 says.
+    """
 
     kind: DType = _E4M3
+    dtype: DType = _F32
+
+    def encode(self, x: Array) -> tuple[Array, Array]:
+        """Codes f8_e4m3 [n, I] and exponents u8 [n, I / 32]."""
+        assert self.kind is _E4M3
+        rows, columns = x.shape
+        grouped = x.reshape(-1, e8m0.SIZE)
+        codes, bytes_ = block(_E4M3.numpy(), x.size).reshape(-1, e8m0.SIZE), np.empty(len(grouped), np.uint8)
+        for some in lanes.pieces(len(grouped), e8m0.SIZE):
+            weights = lanes.turned(grouped[some], 30)
+            largest = np.abs(weights, out=lanes.empty("f4", weights.shape, 31)).max(axis=0)
+            bytes_[some] = e8m0.exponents(largest, 8, self.dtype)
+            quotient = lanes.empty("f4", weights.shape[::-1], 31)
+            np.divide(grouped[some], e8m0.power(bytes_[some])[:, None], out=quotient)
+            np.clip(quotient, np.float32(-448), np.float32(448), out=quotient)
+            route(_F32, _E4M3)(quotient.reshape(-1), codes[some].reshape(-1))
+        return codes.reshape(rows, columns), bytes_.reshape(rows, columns // e8m0.SIZE)
 
     def decode(self, codes: Array, scales: Array) -> Array:
         """f32 [n, I], exact, from codes [n, I] and exponents u8 [n, I / 32]."""
-        return _times_powers(_widened(codes, self.kind), scales)
-
-
-def _times_powers(values: Array, exponents: Array) -> Array:
-    groups, powers = values.reshape(-1, 32), _power(exponents).reshape(-1, 1)
-    for some in lanes.pieces(len(groups), 32):
-        np.multiply(groups[some], powers[some], out=groups[some])
-    return values
-
-
-def _power(exponents: Array) -> Array:
-    """2 ** (byte - 127) as f32; 255 is NaN."""
-    return np.asarray(_POWERS.take(exponents))
+        return e8m0.multiply(_widened(codes, self.kind), scales)
 
 
 def _widened(codes: Array, kind: DType) -> Array:
