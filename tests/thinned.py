@@ -47,10 +47,12 @@ def peer(script: str, folder: Path, **arrays: Array) -> dict[str, Array]:
     """What a script leaves in `out`, run by the Python that has the peers, with these arrays in `given`."""
     where = os.environ.get("WTOOL_PEERS")
     if not where:
-        pytest.skip("WTOOL_PEERS names no folder with bin/python that has mergekit and peft")
+        pytest.skip("WTOOL_PEERS names no folder with bin/python that has the peers")
     np.savez(folder / "given.npz", **arrays)
     text = f"import numpy as np\ngiven = np.load({json.dumps(str(folder / 'given.npz'))})\nout = {{}}\n{script}\n"
     text += f"np.savez({json.dumps(str(folder / 'out.npz'))}, **out)\n"
     done = subprocess.run([Path(where) / "bin" / "python", "-c", text], capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip(f"in WTOOL_PEERS: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(np.load(folder / "out.npz"))
