@@ -87,12 +87,12 @@ SHARED = {
         "inflate",
         "protobuf",
     }
-    | {"snappy", "sstable", "safetensors_header", "shards", "strangers"},
+    | {"snappy", "sstable", "safetensors_header", "gguf_header", "gguf_values", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
-    | {"trim", "masks", "squares", "halfmean", "affine", "packing", "clip"}
+    | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
-    "layouts": {"codecs", "floats", "compressed_found", "columns", "telling"},
+    "layouts": {"codecs", "floats", "compressed_found", "columns", "telling", "grains", "plain_found"},
     "analysis": {
         "parallel",
         "plain",
@@ -111,7 +111,8 @@ SHARED = {
         "listing",
         "select",
         "search",
-        "halved",
+        "bracket",
+        "ranked",
     },
     "render": {"text", "json", "markdown", "html", "heat"},
     "maps": {
