@@ -118,20 +118,21 @@ def symmetric(values: Array, peak: Array, least: int, top: int, reach: tuple[flo
     Tried are the codes that x / (peak / r) rounds to, for each r of `reach`; `peak` is the value of the largest magnitude. Of
     given codes the best scale is sum(x q) / sum(q q), and the error it leaves sum(x x) - sum(x q)^2 / sum(q q).
     """
-    codes, work = plane(values.shape, OTHER), plane(values.shape, WORK)
-    unit = inverse(np.where(np.abs(peak) < NEGLIGIBLE, np.float32(0), peak))
+    codes, work, unit = (plane(values.shape, slot) for slot in (OTHER, WORK, SHIFTED))
+    np.multiply(values, inverse(np.where(np.abs(peak) < NEGLIGIBLE, np.float32(0), peak)), out=unit)
     best, scale = np.full_like(peak, -1), np.zeros_like(peak)
     for r in reach:
-        np.multiply(values, unit * np.float32(r), out=codes)
+        np.multiply(unit, np.float32(r), out=codes)
         np.rint(codes, out=codes)
         np.clip(codes, np.float32(least), np.float32(top), out=codes)
-        product = fold(np.add, np.multiply(codes, values, out=work))
+        product = fold(np.add, np.multiply(codes, unit, out=work))
         square = np.maximum(fold(np.add, np.multiply(codes, codes, out=work)), np.float32(1))
-        share = product * unit  # free of the size of the values, whose squares may be out of range
-        share = share * share / square
+        slope = product / square
+        share = product * slope
         better = share > best
         np.copyto(best, share, where=better)
-        np.copyto(scale, product / square, where=better)
+        np.copyto(scale, slope, where=better)
+    scale = scale * peak
     np.copyto(scale, np.float32(np.inf), where=np.abs(peak) > _HUGE)
     return scale + np.float32(0)  # -0 becomes 0
 
@@ -142,29 +143,30 @@ def affine(values: Array, low: Array, high: Array, top: int, ends: tuple[tuple[f
     Tried are the codes by the grid whose ends lie (a, b) steps inside of the values' own, for each pair of `ends`; of given
     codes d and m are those of the regression of x on q.
     """
-    codes, work, shifted = (plane(values.shape, slot) for slot in (OTHER, WORK, SHIFTED))
-    number = np.float32(len(values))
-    np.subtract(values, low, out=shifted)
-    total = fold(np.add, shifted, work)
-    span = high - low
-    unit = inverse(np.where(span < NEGLIGIBLE, np.float32(0), span))
+    codes, work, unit = (plane(values.shape, slot) for slot in (OTHER, WORK, SHIFTED))
+    number, span = np.float32(len(values)), high - low
+    np.subtract(values, low, out=unit)
+    np.multiply(unit, inverse(np.where(span < NEGLIGIBLE, np.float32(0), span)), out=unit)
+    total = fold(np.add, unit, work)
     best, scale, least = np.full_like(low, -1), np.zeros_like(low), np.zeros_like(low)
     for a, b in ends:
-        np.multiply(shifted, unit * np.float32(top + a + b), out=codes)
+        np.multiply(unit, np.float32(top + a + b), out=codes)
         if a:
             np.subtract(codes, np.float32(a), out=codes)
         np.rint(codes, out=codes)
-        np.clip(codes, np.float32(0), np.float32(top), out=codes)
-        product = fold(np.add, np.multiply(codes, shifted, out=work))
+        if a or b:
+            np.clip(codes, np.float32(0), np.float32(top), out=codes)
+        product = fold(np.add, np.multiply(codes, unit, out=work))
         square = fold(np.add, np.multiply(codes, codes, out=work))
         mean = fold(np.add, codes) / number  # overwrites the codes
         product -= mean * total
         square -= mean * mean * number
         slope = product / np.maximum(square, np.float32(0.5))
-        share = slope * product * unit * unit
+        share = slope * product
         better = share > best
         np.copyto(best, share, where=better)
         np.copyto(scale, slope, where=better)
         np.copyto(least, total / number - slope * mean, where=better)
+    scale, least = scale * span, low + least * span
     np.copyto(scale, np.float32(np.inf), where=~(span <= _HUGE))
-    return scale + np.float32(0), low + least + np.float32(0)  # -0 becomes 0
+    return scale + np.float32(0), least + np.float32(0)  # -0 becomes 0
