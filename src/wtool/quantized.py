@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wtool.boxes import Shape
 from wtool.dtypes import DType, dtype
-from wtool.errors import CorruptError, NotFiniteError
+from wtool.errors import CorruptError, DtypeError, NotFiniteError
 from wtool.tensor import STRIPE, LazyTensor, Tally
 
 if TYPE_CHECKING:
@@ -118,10 +118,16 @@ class Encoding:
                 x = block[(row - low) * columns : (end - low) * columns]
                 for kernel in kernels:
                     x = kernel(x, tally)
-                if not np.isfinite(np.add.reduce(x)) and not np.isfinite(x).all():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    odd = not np.isfinite(np.add.reduce(x)) and not np.isfinite(x).all()
+                if odd:
                     what = "NaN" if np.isnan(x).any() else "an infinity"
                     raise NotFiniteError(f"'{self.key}' holds {what}", hint="--on-nan keep leaves such tensors as they are")
-                yield row, self.codec.encode(x.reshape(-1, columns), row)
+                try:
+                    parts = self.codec.encode(x.reshape(-1, columns), row)
+                except DtypeError as error:  # a kernel knows no key
+                    raise DtypeError(f"'{self.key}': {error.message}", hint=error.hint) from None
+                yield row, parts
 
 
 def _bare(tensor: LazyTensor) -> LazyTensor:

@@ -9,7 +9,7 @@ config.json: AwqConfig of transformers 5.23, quantization/auto_awq.py of vLLM.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack_awq, unpack_awq
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import Columns, blocks, finite, misfit, turned, width
+from wtool.layouts.columns import Columns, blocks, misfit, turned, width
 from wtool.layouts.telling import damaged
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
@@ -33,10 +33,9 @@ _EIGHT = 8  # outputs in a word
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a weight as AWQ has them, not transposed: `packed` [O / 8, I], `scale` [O, groups], `zero_point` like `packed`."""
+    """Rows as AWQ has them, not transposed: `packed` [O / 8, I], `scale` [O, groups], `zero_point` like `packed`."""
 
     affine: Affine
-    key: str = field(default="", compare=False)
     step: int = _EIGHT
 
     def parts(self, rows: int, columns: int) -> tuple[Part, ...]:
@@ -50,7 +49,7 @@ class Rows:
     def encode(self, x: Array, row: int) -> Sequence[Array]:
         codes, scales, zeros = self.affine.encode(x)
         assert zeros is not None
-        return pack_awq(codes).T, finite(scales, self.key), pack_awq(zeros).T
+        return pack_awq(codes).T, scales, pack_awq(zeros).T
 
     def decode(self, parts: Sequence[Array], row: int, columns: int) -> Array:
         return self.affine.decode(unpack_awq(parts[0].reshape(-1, columns).T), *self._scales(parts, columns))
@@ -87,7 +86,7 @@ class Awq:
 
     def parts(self, tensor: LazyTensor, scheme: Scheme, seen: Seen | None) -> list[LazyTensor]:
         assert isinstance(scheme.group, int)
-        rows = Rows(Affine(4, scheme.group, False, dtype("f16"), scheme.searches), tensor.key)
+        rows = Rows(Affine(4, scheme.group, False, dtype("f16"), scheme.searches))
         wide = width(tensor.shape, scheme.group)
         encoding = Encoding(tensor.key, blocks(as_f32(tensor), wide), Columns(rows, tensor.shape[0]))
         stem = tensor.key.removesuffix(".weight")

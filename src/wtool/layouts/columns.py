@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wtool.errors import NotFiniteError
 from wtool.layout import Scheme
 from wtool.quantized import LONGEST, Codec, Part
 from wtool.tensor import LazyTensor, Shape
@@ -96,10 +95,3 @@ def misfit(tensor: LazyTensor, scheme: Scheme, many: int) -> str | None:
     if outputs % many:
         return f"{outputs:,} rows are no multiple of {many}"
     return f"more rows than {LONGEST // scheme.group:,}" if outputs * scheme.group > LONGEST else None
-
-
-def finite(scales: Array, key: str) -> Array:
-    """The scales, if their dtype can say them. NotFiniteError."""
-    if not np.isfinite(scales).all():
-        raise NotFiniteError(f"'{key}' holds weights too large for scales of {scales.dtype}", hint="--skip leaves it as it is")
-    return scales

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -25,7 +25,7 @@ from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack, unpack
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import Columns, blocks, finite, misfit, turned, width
+from wtool.layouts.columns import Columns, blocks, misfit, turned, width
 from wtool.layouts.telling import damaged, told_of, usual_scheme
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
@@ -47,7 +47,6 @@ class Rows:
     zeros: bool = False
     less: int = 1
     order: bytes = b""
-    key: str = field(default="", compare=False)
 
     @property
     def step(self) -> int:
@@ -65,7 +64,7 @@ class Rows:
 
     def encode(self, x: Array, row: int) -> Sequence[Array]:
         codes, scales, _ = self.affine.encode(x)
-        return pack(codes, self.affine.bits), finite(scales, self.key)
+        return pack(codes, self.affine.bits), scales
 
     def decode(self, parts: Sequence[Array], row: int, columns: int) -> Array:
         codes, scales, zeros = self._found(parts, columns)
@@ -125,7 +124,7 @@ class Gptq:
         outputs, inputs = tensor.shape
         bits, group = _BITS[scheme.name], scheme.group
         affine = Affine(bits, group, True, scale_dtype(tensor.dtype), scheme.searches)
-        rows = Rows(affine, 0, key=tensor.key)
+        rows = Rows(affine, 0)
         encoding = Encoding(tensor.key, blocks(as_f32(tensor), width(tensor.shape, group)), Columns(rows, outputs))
         stem = tensor.key.removesuffix(".weight")
         zeros = pack(np.full((1, outputs), (1 << bits - 1) - 1, np.uint8), bits)
