@@ -16,6 +16,7 @@ _BUILTIN = {
     "gguf": "wtool.layouts.gguf",
     "gptq": "wtool.layouts.gptq",
     "awq": "wtool.layouts.awq",
+    "plain": "wtool.layouts.plain",
 }
 
 
