@@ -218,7 +218,7 @@ def test_a_tensorflow_target_says_so(tmp_path: Path) -> None:
 
 
 def test_unknown_targets(tmp_path: Path) -> None:
-    refused(tmp_path, tmp_path / "m.gguf", WtoolError, None)
+    refused(tmp_path, tmp_path / "m.onnx", WtoolError, None)
     with pytest.raises(UsageError, match="no-such-format"):
         save_checkpoint(checkpoint_of(1), tmp_path / "m.safetensors", to="no-such-format")
     assert everything(tmp_path) == []

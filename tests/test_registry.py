@@ -102,6 +102,7 @@ def test_what_is_missing_is_told_with_near_names(tmp_path: Path, monkeypatch: py
         ("x.pth", "torch"),
         ("x.pt", "torch"),
         ("a.b/x.bin", "torch"),
+        ("x.gguf", "gguf"),
         ("x.ckpt", "tensorflow"),
         ("x.ckpt.index", "tensorflow"),
         ("folder", "safetensors"),
@@ -124,15 +125,15 @@ def test_an_existing_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> Non
 def test_an_unknown_suffix_or_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
         registry.for_target("x.xyz")
-    assert "--to safetensors|torch|tensorflow" in (caught.value.hint or "")
+    assert "--to safetensors|gguf|torch|tensorflow" in (caught.value.hint or "")
     with pytest.raises(UsageError) as caught:
         registry.for_target("x.safetensors", "onnx")
-    assert "safetensors, torch, tensorflow" in (caught.value.hint or "")
+    assert "safetensors, gguf, torch, tensorflow" in (caught.value.hint or "")
 
 
 def test_to_is_stronger_than_the_suffix() -> None:
     assert registry.for_target("x.pth", "safetensors").name == "safetensors"
-    assert registry.names()[:3] == ("safetensors", "torch", "tensorflow")
+    assert registry.names()[:4] == ("safetensors", "gguf", "torch", "tensorflow")
 
 
 # ---- formats of other packages

@@ -63,8 +63,6 @@ FILES: dict[str, tuple[bytes, str]] = {
     "text that is cut in a character": (("ä" * 5000).encode()[:-1], "is text"),
     "zeros": (bytes(10_000), "nothing but zeros at both ends (10000 bytes)"),
     "zeros first": (bytes(5_000) + b"\xff" * 5_000, "zeros in its first 4096 bytes"),
-    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(100), "GGUF model (version 3)"),
-    "GGUF cut off": (b"GGUF\xff", "GGUF"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
     "Keras": (zipped(**{"config.json": b"{}", "model.weights.h5": b"\x89HDF"}), "Keras 3"),
     "npz": (saved(np.savez, np.ones(3)), ".npz"),

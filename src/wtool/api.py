@@ -194,7 +194,7 @@ def plan_save(
         tuple(losses),
         groups,
         policy,
-        _notes(path, to, adapter),
+        (*_notes(path, to, adapter), *getattr(sink, "notes", ())),
         force,
         strict,
     )
@@ -268,6 +268,8 @@ def _check_dtypes(checkpoint: Checkpoint, adapter: FormatAdapter) -> None:
         names = " ".join(dict.fromkeys(spec.dtype.name for spec in odd))
         more = f" and {len(odd) - 1} more tensors" if len(odd) > 1 else ""
         hint = "--dtype casts floating tensors; --exclude leaves tensors out"
+        if any(spec.dtype.block for spec in odd):
+            hint = "--dequantize makes plain numbers of blocks; --exclude leaves tensors out"
         raise DtypeError(f"{adapter.name} has no dtype {names} ({odd[0].key}{more})", path=checkpoint.source.path, hint=hint)
 
 
@@ -290,10 +292,11 @@ def _losses(checkpoint: Checkpoint, whole: Checkpoint, adapter: FormatAdapter, m
         if section.name not in here:
             nbytes = sum(whole[key].nbytes for key in section.keys)
             losses.append(Loss("section", section.name, len(section.keys), nbytes, "was not chosen (--section all takes it)"))
-    kept = adapter.capabilities.extras and _structure(checkpoint, adapter) is not None
+    structure = _structure(checkpoint, adapter)
+    kept = adapter.capabilities.extras and structure is not None
     for name, value in whole.extras.items():
-        if name == OBJECT_GRAPH:
-            continue  # every name in it is a key
+        if name == OBJECT_GRAPH or (adapter.name == "gguf" and structure is not None):
+            continue  # every name of the graph is a key; and GGUF's own are written as they were
         why = f"{adapter.name} holds tensors only" if not adapter.capabilities.extras else "is not part of the state dict"
         if not kept:
             losses.append(Loss("extras", str(name), sum(1 for _ in _leaves(value)), 0, why))
@@ -330,10 +333,14 @@ def _metadata(checkpoint: Checkpoint, adapter: FormatAdapter, added: Mapping[str
 
 
 def _structure(checkpoint: Checkpoint, adapter: FormatAdapter) -> Any:
-    """What the format is told of the nesting: the pickled object's own, or TensorFlow's object graph as it was."""
+    """What the format is told of the nesting: the pickled object's own, TensorFlow's object graph as it was, GGUF's keys."""
     if adapter.name == "tensorflow":
         own = checkpoint.extras.get(OBJECT_GRAPH) if checkpoint.source.format == "tensorflow" else None
         return checkpoint.structure if isinstance(checkpoint.structure, bytes) else own
+    if adapter.name == "gguf":
+        from wtool.formats.gguf_values import KeyValues
+
+        return checkpoint.extras if isinstance(checkpoint.extras, KeyValues) else None
     if isinstance(checkpoint.structure, bytes):
         return None
     return checkpoint.structure if adapter.capabilities.extras else None

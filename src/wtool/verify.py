@@ -12,7 +12,8 @@ from wtool.errors import MissingExtraError, VerifyError, WtoolError
 from wtool.tensor import LazyTensor
 
 Progress = Callable[[int], None]
-_FRAMEWORKS = ("torch", "tensorflow")  # formats that are called as their framework; safetensors' library is always there
+# Formats that are called as their framework; safetensors' library is always there.
+_FRAMEWORKS = ("torch", "tensorflow", "gguf")
 
 
 def check_ready(plan: SavePlan, mode: str) -> None:
@@ -20,8 +21,12 @@ def check_ready(plan: SavePlan, mode: str) -> None:
     name = plan.format
     if mode == "framework" and name in _FRAMEWORKS and find_spec(name) is None:
         raise MissingExtraError(
-            f"--verify framework needs {name}, which is not installed", path=plan.target, hint=f"pip install 'wtool[{name}]'"
+            f"--verify framework needs {name}, which is not installed", path=plan.target, hint=_install(name)
         )
+
+
+def _install(name: str) -> str:
+    return "pip install gguf" if name == "gguf" else f"pip install 'wtool[{name}]'"
 
 
 def verify(plan: SavePlan, mode: str = "digest", *, jobs: int = 1, progress: Progress | None = None) -> None:
@@ -79,9 +84,7 @@ def _by_framework(plan: SavePlan, progress: Progress | None) -> None:
                 progress(tensor.nbytes)
     except ImportError as error:
         name = error.name or plan.format
-        raise MissingExtraError(
-            f"--verify framework needs {name}", path=plan.target, hint=f"pip install 'wtool[{plan.format}]'"
-        ) from None
+        raise MissingExtraError(f"--verify framework needs {name}", path=plan.target, hint=_install(plan.format)) from None
     aliases = {key for group in plan.tied for key in group[1:]} if plan.tied_policy == "keep-one" else set()
     absent = [key for key in missing if key not in aliases]
     if absent:

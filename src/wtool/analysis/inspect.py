@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "wtool.inspect/1"
 
-_FAMILIES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+_FAMILIES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "gguf": "GGUF"}
 _LINES = 24  # lines of metadata, extras, ties and names that people see unless they ask for all
 _WORDS = ("digest", "values")  # added columns that are no numbers
 _DANGER = "dangerous-globals"  # the code of a reader's own warning

@@ -20,6 +20,7 @@ GROUP = "wtool.formats"
 # In the order in which they are asked. `sharded` is no format of its own: it reads folders of the others' files.
 _BUILTIN = {
     "safetensors": "wtool.formats.safetensors",
+    "gguf": "wtool.formats.gguf",
     "torch": "wtool.formats.torch",
     "tensorflow": "wtool.formats.tensorflow",
     "sharded": "wtool.formats.sharded",
@@ -29,6 +30,7 @@ _CONTAINERS = frozenset({"sharded"})
 # Here and not asked of the adapters, so that choosing the writer imports no other format.
 _SUFFIXES = {
     ".safetensors": "safetensors",
+    ".gguf": "gguf",
     ".pth": "torch",
     ".pt": "torch",
     ".bin": "torch",

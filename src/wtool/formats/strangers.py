@@ -65,7 +65,7 @@ def describe(probe: Probe) -> str:
     for offset, signature, what in _SIGNATURES:
         if probe.head[offset : offset + len(signature)] == signature:
             return f"is {what}"
-    guess = _gguf(probe) or _zip(probe) or _protobuf(probe) or _msgpack(probe)
+    guess = _zip(probe) or _protobuf(probe) or _msgpack(probe)
     if guess:
         return guess
     if not probe.head.strip(b"\0"):
@@ -105,13 +105,6 @@ def _readable(head: bytes) -> bool:
             return False
         text = head[: error.start].decode()
     return all(char.isprintable() or char in "\t\n\r\f\x1b" for char in text)
-
-
-def _gguf(probe: Probe) -> str | None:
-    if probe.head[:4] != b"GGUF":
-        return None
-    version = int.from_bytes(probe.head[4:8], "little")
-    return f"is a GGUF model (version {version}) for llama.cpp: {_NOT_READ}; convert the model it was made from"
 
 
 def _zip(probe: Probe) -> str | None:

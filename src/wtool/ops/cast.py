@@ -17,7 +17,8 @@ class CastTo:
     """Cast every floating tensor to `dtype`; integers, bools and complex tensors stay, and so does what has it already.
 
     ggml's blocks are decoded; so is f4, without the scales that may stand beside it (a warning). f6, and f4 tensors that do
-    not fill their last byte, stay (a warning). DtypeError unless `dtype` is floating and at least a byte wide. Tied tensors stay tied.
+    not fill their last byte, stay (a warning). DtypeError unless `dtype` is floating and at least a byte wide. Tied tensors
+    stay tied.
     """
 
     dtype: DType
