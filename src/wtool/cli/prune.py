@@ -165,9 +165,10 @@ def prune(
         raise UsageError("--rest needs --rewind")
     groups = regular.parse(pattern, structure, norm, sparsity)
     if groups is not None:
-        for said, name in ((mask, "--mask"), (at_most, "--at-most"), (method == "random", "--method random")):
-            if said:
-                raise UsageError(f"{name} goes with neither --pattern nor --structure")
+        if method == "random":
+            raise UsageError("--method random goes with neither --pattern nor --structure")
+        if pattern is not None:  # of every M values, and of every layer, it takes the same
+            drops.alone({"--at-most": at_most, "--of-remaining": of_remaining}, "--pattern, which takes the same everywhere")
     out: dict[str, Any] = {"drop_layers": drop_layers, "layers_of": layers_of, "drop_experts": drop_experts}
     out = {name: value for name, value in (out | {"experts": experts}).items() if value}
     zeroes = groups is not None or sparsity is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from wtool.analysis.pruning import Part
+    from wtool.analysis.pruning import Part, Share
     from wtool.kernels.masks import Mask
     from wtool.kernels.patterns import Structure
     from wtool.ops.prune import Fate
@@ -48,20 +48,46 @@ class Regular:
             for part in parts:
                 pattern_mask(part.tensor, *self.pattern, name=name)
 
-    def masks(self, parts: Sequence[Part], name: str, *, odd: bool, jobs: int) -> dict[str, Mask]:
-        """By key. Patterns are found when they are used; groups in a pass over the values. NotFiniteError unless `odd`."""
+    def masks(self, parts: Sequence[Part], share: Share, name: str, jobs: int) -> dict[str, Mask]:
+        """By key. Patterns are found when they are used; groups in a pass over the values.
+
+        NotFiniteError unless the share keeps what is odd. What earlier masks zeroed stays zero, and is not ranked again.
+        """
         from wtool.analysis.structure import structured
-        from wtool.kernels.patterns import pattern_mask
+        from wtool.kernels.masks import Both
 
         if self.pattern is not None:
-            return {part.key: pattern_mask(part.tensor, *self.pattern, odd=odd, name=name) for part in parts}
+            return {part.key: self._pattern(part, name, odd=share.keep_odd) for part in parts}
         assert self.structure is not None
         scopes = {part.key: part.group for part in parts}
-        tensors = {part.key: part.tensor for part in parts}
+        before = {part.key: part.before for part in parts if part.before is not None}
         found = structured(
-            tensors, self.structure, self.sparsity, scope=scopes.__getitem__, norm=self.norm, odd=odd, name=name, jobs=jobs
+            {part.key: part.tensor for part in parts},
+            self.structure,
+            self.sparsity,
+            scope=scopes.__getitem__,
+            norm=self.norm,
+            odd=share.keep_odd,
+            before=before,
+            of_remaining=share.of_remaining,
+            exact=share.scope == "global",
+            limits={part.key: part.limited for part in parts if part.limited is not None},
+            name=name,
+            jobs=jobs,
         )
-        return dict(found)
+        return {key: Both(before[key], mask) if key in before else mask for key, mask in found.items()}
+
+    def _pattern(self, part: Part, name: str, *, odd: bool) -> Mask:
+        from wtool.kernels.masks import Pruned
+        from wtool.kernels.patterns import pattern_mask
+        from wtool.kernels.within import Within
+        from wtool.views import computed
+
+        assert self.pattern is not None
+        if part.before is None:
+            return pattern_mask(part.tensor, *self.pattern, odd=odd, name=name)
+        left = computed(part.key, [part.tensor], Pruned(part.before))  # what completes a group is as the group is
+        return Within(part.before, pattern_mask(left, *self.pattern, odd=odd, name=name))
 
 
 def parse(pattern: str | None, structure: str | None, norm: str | None, sparsity: float | None) -> Regular | None:

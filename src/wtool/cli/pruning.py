@@ -124,9 +124,9 @@ class Work:
         from wtool.analysis.pruning import chosen
 
         if groups is not None:
-            return groups.masks(parts, self.src, odd=share.keep_odd, jobs=self.jobs)
+            return groups.masks(parts, share, self.src, self.jobs)
         try:
-            with self.console.progress("ranking", 2 * sum(part.tensor.nbytes for part in parts)) as advance:
+            with self.console.progress("ranking", sum(part.tensor.nbytes for part in parts)) as advance:
                 return chosen(parts, share, self.src, jobs=self.jobs, progress=advance)
         except NotFiniteError as error:
             hint = "--on-nan keep never prunes such values; --exclude leaves the tensor as it is"
