@@ -144,3 +144,29 @@ def test_dead_rows_and_filters(tmp_path: Path, capsys: Captured, way: list[objec
     code, out, _ = answer(capsys, "prune", tmp_path / "m.safetensors", tmp_path / "p.pth", *way, "--verbose")
     assert code == 0 and f"{data['dead_rows']:,} of 5,043 rows, {data['dead_filters']} of 30 filters" in out
     assert "module" in out
+
+
+@pytest.mark.parametrize("layout", ["bitmask", "csr"])
+@pytest.mark.parametrize("way", [["--sparsity", 0.97], ["--structure", "column", "--sparsity", 0.5], ["--pattern", "1:9"]])
+def test_what_is_stored_sparse_is_pruned_as_dense(model: Path, capsys: Captured, layout: str, way: list[object]) -> None:
+    """The source, and what is rewound to."""
+    for name, more in (("dense.safetensors", []), ("small.safetensors", ["--store", layout])):
+        good(capsys, "prune", model, name, "--sparsity", 0.9, "--mask-out", f"k-{name}", *more)
+    bytes_of = []
+    for name in ("dense.safetensors", "small.safetensors"):
+        more = ["--mask", f"k-{name}", "--rewind", name, "--store", layout]
+        good(capsys, "prune", name, f"o-{name}", *way, *more)
+        code, _, err = answer(capsys, "apply-mask", name, "k-dense.safetensors", f"a-{name}")
+        assert code == 0 and ("made dense first" in err) == name.startswith("small")
+        bytes_of.append([Path(f"{one}-{name}").read_bytes() for one in "oak"])
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_torchs_sparse_tensors_are_pruned_as_dense(model: Path, capsys: Captured) -> None:
+    torch = pytest.importorskip("torch")
+    good(capsys, "prune", model, "dense.pth", "--sparsity", 0.95)
+    good(capsys, "prune", model, "o.pth", "--sparsity", 0.95, "--store", "torch-coo")
+    for name in ("dense.pth", "o.pth"):
+        good(capsys, "prune", name, f"again-{name}", "--sparsity", 0.98)
+    one, two = (torch.load(f"again-{name}", weights_only=True) for name in ("dense.pth", "o.pth"))
+    assert list(one) == list(two) and all(torch.equal(tensor, two[key]) for key, tensor in one.items())

@@ -63,7 +63,7 @@ class Work:
         self.store = None if store == "dense" else store
         self.force, self.strict = force, strict
         self.jobs = options.worker_count(jobs)
-        self.whole = open_checkpoint(src, section="all")
+        self.whole = storing.dense(open_checkpoint(src, section="all"), console)
         self.part = self.whole.section(section)
         self.dropped: dict[str, Any] = {}  # what was left out of it
         self.beside: dict[str, ByteSource] = {}  # what else goes into the folder that is written
@@ -112,7 +112,7 @@ class Work:
     def initial(self, path: str) -> Checkpoint:
         from wtool.api import open_checkpoint
 
-        return open_checkpoint(path, section=self.section)
+        return storing.dense(open_checkpoint(path, section="all"), self.console).section(self.section)
 
     def mask_target(self, path: str, mask: str | None) -> str:
         taken = {os.path.realpath(one): one for one in (self.src, self.dst, mask) if one is not None}

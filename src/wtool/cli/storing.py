@@ -45,6 +45,19 @@ def check_layout(layout: str | None, target: str, to: str | None, shard: int | N
             raise UsageError(f"--store {layout} goes into one file: no --max-shard")
 
 
+def dense(checkpoint: Checkpoint, console: Console) -> Checkpoint:
+    """A checkpoint of which the tensors that are stored sparse have been made dense, for commands that look at weights."""
+    from wtool.ops.densify import Densify
+    from wtool.sparse import stored_sparse
+
+    found = stored_sparse(checkpoint.tensors, checkpoint.extras)
+    if not found:
+        return checkpoint
+    many = "1 tensor is stored sparse, and" if len(found) == 1 else f"{len(found):,} tensors are stored sparse, and"
+    console.note(f"{checkpoint.source.path}: {many} made dense first")
+    return Densify()(checkpoint)
+
+
 class Smaller(NamedTuple):
     """The checkpoint with sparse tensors stored so, what the output's metadata says of it, and key -> layout of them."""
 
