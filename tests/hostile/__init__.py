@@ -53,4 +53,15 @@ def _whole(content: bytes, file: str) -> Build:
     return build
 
 
-from hostile import benign, bombs, gadgets, safetensors_files, shards, strangers, tensorflow_files, torch_files, zips  # noqa: E402, F401
+from hostile import (  # noqa: E402, F401
+    benign,
+    bombs,
+    gadgets,
+    gguf_files,
+    safetensors_files,
+    shards,
+    strangers,
+    tensorflow_files,
+    torch_files,
+    zips,
+)

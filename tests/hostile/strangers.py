@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
 from pathlib import Path
 
 from hostile import add, case, late
@@ -25,7 +24,6 @@ add("text", b"hello\nworld\n", UNKNOWN)
 add("text with terminal codes", b"\x1b]0;pwned\x07\x1b[2J" * 20, UNKNOWN)
 add("zeros", bytes(10_000), UNKNOWN)
 late("noise", lambda: bytes((n * n * 31 + n // 7) % 256 for n in range(50_000)), UNKNOWN)
-add("gguf", b"GGUF" + struct.pack("<IQQ", 3, 1 << 62, 1 << 62), UNKNOWN)
 add("hdf5", b"\x89HDF\r\n\x1a\n" + bytes(100), UNKNOWN)
 add("plain pickle", pickle.dumps({"a": 1}), UNKNOWN)
 add("plain pickle that would run", b"\x80\x04cos\nsystem\n(X\x02\0\0\0ididtR.", UNKNOWN)
