@@ -54,11 +54,12 @@ class Scheme:
 
 # fmt: off
 SCHEMES = (
-    "f16", "bf16", "f8-e4m3", "f8-e5m2", "int8", "int4", "int3", "int2", "nf4", "fp4", "nvfp4", "mxfp4",
+    "f16", "bf16", "f8-e4m3", "f8-e5m2", "int8", "int4", "int3", "int2", "nf4", "nf4-nested", "fp4", "nvfp4", "mxfp4",
     "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k",
 )
 SEARCHED = frozenset({
-    "int4", "int3", "int2", "nf4", "fp4", "nvfp4", "mxfp4", "q4_0", "q4_1", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k",
+    "int4", "int3", "int2", "nf4", "nf4-nested", "fp4", "nvfp4", "mxfp4", "q4_0", "q4_1",
+    "q6_k", "q5_k", "q4_k", "q3_k", "q2_k",
 })
 # fmt: on
 CASTS = ("f16", "bf16")

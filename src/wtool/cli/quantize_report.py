@@ -102,7 +102,8 @@ def quantize_report(
     blocks: list[Block] = [_facts(data), *(table for table in tables if table is not None)]
     blocks += [Note(f"fails: {text}", "warning") for text in data["failed"]]
     verb = "would become" if done is None else "->"
-    title = f"{work.part.source.path} {verb} {plan.target}: {plan.format}, {work.layout.name}"
+    how = plan.format if plan.format == work.layout.name else f"{plan.format}, {work.layout.name}"
+    title = f"{work.part.source.path} {verb} {plan.target}: {how}"
     return Report(SCHEMA, title, data, tuple(blocks), 1 if data["failed"] else 0)
 
 

@@ -32,7 +32,7 @@ LADDERS = {
     "bnb": ("nf4", "int8"),
     "plain": ("int2:g64", "int3:g64", "int4:g64", "int4:g32", "int8:channel"),
 }
-_OF_SCHEME = {"nf4": "bnb", "fp4": "bnb"}
+_OF_SCHEME = {"nf4": "bnb", "nf4-nested": "bnb", "fp4": "bnb"}
 
 
 @dataclass(frozen=True, slots=True)

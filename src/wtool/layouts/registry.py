@@ -13,9 +13,12 @@ from wtool.tensor import LazyTensor
 # In the order in which they are asked: those that say more of themselves first.
 _BUILTIN = {
     "compressed-tensors": "wtool.layouts.compressed_tensors",
+    "fp8": "wtool.layouts.fp8",
     "gguf": "wtool.layouts.gguf",
+    "bnb": "wtool.layouts.bnb",
     "gptq": "wtool.layouts.gptq",
     "awq": "wtool.layouts.awq",
+    "mlx": "wtool.layouts.mlx",
     "plain": "wtool.layouts.plain",
 }
 
