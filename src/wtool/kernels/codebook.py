@@ -119,10 +119,11 @@ class FourBit:
         values = values[:count]
         whole = count // self.size
         groups, scales = values[: whole * self.size].reshape(whole, self.size), absmax.reshape(-1, 1)
-        for some in lanes.pieces(whole, self.size):
-            np.multiply(groups[some], scales[some], out=groups[some])
-        if whole * self.size < count:
-            values[whole * self.size :] *= absmax.reshape(-1)[whole]
+        with np.errstate(all="ignore"):  # a damaged file
+            for some in lanes.pieces(whole, self.size):
+                np.multiply(groups[some], scales[some], out=groups[some])
+            if whole * self.size < count:
+                values[whole * self.size :] *= scales[whole]
         return values
 
 
@@ -200,8 +201,9 @@ class Nested:
     def decode(self, codes: Array, seconds: Array, table: Array | None = None) -> Array:
         """f32 [k] absmaxes, for `FourBit.decode`; `table` is the `nested_quant_map` of a file, where it has another."""
         values = (dynamic_map() if table is None else table.astype(np.float32).reshape(256)).take(codes.reshape(-1))
-        values *= seconds.astype(np.float32).reshape(-1).repeat(NESTED)[: values.size]
-        values += np.float32(self.offset)
+        with np.errstate(all="ignore"):  # a damaged file
+            values *= seconds.astype(np.float32).reshape(-1).repeat(NESTED)[: values.size]
+            values += np.float32(self.offset)
         return np.asarray(values)
 
 
@@ -245,7 +247,8 @@ class Int8Rows:
         """f32 [n, I]: (code * SCB) * 0.007874015718698502 in f32, as bitsandbytes' int8_vectorwise_dequant."""
         values = block(np.dtype(np.float32), codes.size).reshape(codes.shape)
         wide = scb.astype(np.float32).reshape(-1, 1)
-        for some in lanes.pieces(len(codes), max(codes.shape[1], 1)):
-            np.multiply(codes[some], wide[some], out=values[some])
-            np.multiply(values[some], np.float32(7.874015718698502e-3), out=values[some])
+        with np.errstate(all="ignore"):  # a damaged file
+            for some in lanes.pieces(len(codes), max(codes.shape[1], 1)):
+                np.multiply(codes[some], wide[some], out=values[some])
+                np.multiply(values[some], np.float32(7.874015718698502e-3), out=values[some])
         return values

@@ -97,8 +97,9 @@ class Float8:
         values = _widened(codes, self.kind)
         wide = scales.astype(np.float32)
         wide = wide.reshape(-1, 1) if self.grain == "row" else wide
-        for rows, columns in self._pieces(codes.shape):
-            values[rows, columns] *= self._spread(wide, rows, columns)
+        with np.errstate(all="ignore"):  # a damaged file
+            for rows, columns in self._pieces(codes.shape):
+                values[rows, columns] *= self._spread(wide, rows, columns)
         return values
 
     def _pieces(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
@@ -209,9 +210,10 @@ class NvFloat4:
         rows, columns = len(packed), packed.shape[1] * 2
         values, wide = _widened(packed, _F4).reshape(-1, 16), _widened(scales, _E4M3).reshape(-1, 1)
         one = whole.astype(np.float32).reshape(())
-        (np.multiply if reciprocal else np.divide)(wide, one, out=wide)
-        for some in lanes.pieces(len(values), 16):
-            np.multiply(values[some], wide[some], out=values[some])
+        with np.errstate(all="ignore"):  # a damaged file
+            (np.multiply if reciprocal else np.divide)(wide, one, out=wide)
+            for some in lanes.pieces(len(values), 16):
+                np.multiply(values[some], wide[some], out=values[some])
         return values.reshape(rows, columns)
 
 
@@ -222,8 +224,8 @@ class MxFloat4:
     OCP Microscaling Formats 1.0. Rows must divide by 32. With `search`, the powers are chosen by squared error.
 
     compressed-tensors loses f16 groups whose largest is below 0.75 * 2 ** -14 (their power underflows to 0, is replaced by 1,
-    and all codes are 0), and gives the byte 255, which is NaN, where the largest would round up to Inf. Here both are as
-    they are elsewhere.
+    and all codes are 0), and gives the byte 255, which is NaN, where the largest would round up to Inf. Here the first are
+    as in f32, and the others are clipped.
     """
 
     dtype: DType
