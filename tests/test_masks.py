@@ -119,7 +119,7 @@ def test_what_stays_stays_bit_for_bit(name: str) -> None:
     values = np.resize(every_code(UNITS[name]), CHUNK * 2 + 77)
     seen: list[tuple[int, int, int]] = []
     mask = ByChance(4, "k", 1 << 55, 0)
-    pruned = Pruned(mask, lambda start, some, kept: seen.append((start, len(some), int(kept.sum()))))
+    pruned = Pruned(mask, lambda start, some, kept, left: seen.append((start, len(some), int(kept.sum()))))
     found = pruned(123, values)
     kept = mask.keeps(123, values)
     words = f"u{values.dtype.itemsize}"

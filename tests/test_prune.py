@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from wtool.analysis.halved import largest_halves
+from wtool.analysis import bracket
+from wtool.analysis.bracket import ROOM, highest
 from wtool.analysis.pruning import Part, Share, chosen
-from wtool.analysis.select import Own, largest
+from wtool.analysis.ranked import Ranked, magnitude, unit_of
 from wtool.analysis.shares import Shares
 from wtool.api import open_checkpoint, save_checkpoint
 from wtool.bytesource import MemoryBytes
@@ -21,6 +23,7 @@ from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
 from wtool.errors import CorruptError, MismatchError, NotFiniteError, UsageError
 from wtool.kernels.masks import ByMagnitude
+from wtool.kernels.trim import NONE, Keep
 from wtool.ops.prune import Prune, fates, layer_of, mask_checkpoint, read_masks
 from wtool.tensor import LazyTensor
 from wtool.views import transpose
@@ -119,25 +122,67 @@ def test_every_dtype_has_the_exact_count(unit: str, sparsity: float) -> None:
     assert sizes[ours].min() >= sizes[~ours].max()
 
 
-@pytest.mark.parametrize("unit", ["bf16", "f16"])
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_halves_are_ranked_as_all_others_are(unit: str, jobs: int) -> None:
-    tensors = [lazy(f"h.{n}", random(n, (n + 1, 70001)).astype(UNITS[unit])) for n in range(4)]
-    tensors.append(lazy("h.5", np.full((3, 5), 0.5).astype(UNITS[unit])))
-    total = sum(tensor.elements for tensor in tensors)
-    for rank in (0, 1, 7, total // 2, total // 2 + 3, total - 1, total):
-        one = largest([Own(tensor, "here") for tensor in tensors], {0: rank}, jobs=jobs)
-        two = largest_halves(tensors, rank, "here", jobs=jobs)
-        for tensor in tensors:
-            values = tensor.array().reshape(-1)
-            first, second = (
-                ByMagnitude(keep, tensor.dtype).keeps(0, values) for keep in (one[0, tensor.key], two[tensor.key])
-            )
-            assert (first == second).all()
+KINDS: dict[str, Any] = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "few kinds": lambda rng, n: rng.integers(-3, 4, n) * 0.5,
+    "one value": lambda rng, n: np.full(n, -2.5),
+    "nearly all zero": lambda rng, n: rng.standard_normal(n) * (rng.random(n) < 0.01),
+    "rising": lambda rng, n: np.sort(rng.standard_normal(n)),
+    "unlike parts": lambda rng, n: rng.standard_normal(n) * np.repeat([1e-4, 1.0, 3.0, 1e3], -(-n // 4))[:n],
+    "peaks where no sample is": lambda rng, n: np.where(np.arange(n) % 613 < 300, 1.0, 9.0) + rng.random(n),
+}
+
+
+@pytest.mark.parametrize("unit", ["bf16", "f32", "f64", "f8_e4m3"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("jobs", "room"), [(1, ROOM), (3, 1 << 12), (2, 0)])
+def test_the_highest_are_those_of_a_stable_sort(kind: str, unit: str, jobs: int, room: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bracket, "_PART", 30_011)
+    rng = np.random.default_rng(5)
+    values = KINDS[kind](rng, 150_001).clip(-300, 300).astype(UNITS[unit])
+    cuts = [0, 70_000, 70_001, 70_003, 150_001]
+    tensors = [lazy(f"h.{n}", values[a:b].reshape(1, -1)) for n, (a, b) in enumerate(pairwise(cuts))]
+    turned = transpose(lazy("h.0", values[:70_000].reshape(100, 700).T), (1, 0))
+    tensors[0] = turned.renamed("h.0")
+    row = unit_of([tensors[0].dtype])
+    order = np.argsort(-np.abs(values.astype("f8")), kind="stable")
+    for rank in (0, 1, 7, 75_000, 75_003, 149_999, 150_001):
+        cut = highest([Ranked(tensor, row, "here") for tensor in tensors], rank, jobs=jobs, room=room)
+        expected = np.zeros(len(values), np.bool_)
+        expected[order[:rank]] = True
+        keeps = [Keep(0 if cut.rank is None else magnitude(cut.rank, row), cut.until.get(one.key, 0)) for one in tensors]
+        masks = [
+            ByMagnitude(NONE if cut.rank is None else keep, one.dtype).keeps(0, values[a:b])
+            for keep, one, (a, b) in zip(keeps, tensors, pairwise(cuts), strict=True)
+        ]
+        np.testing.assert_array_equal(np.concatenate(masks), expected)
+
+
+@pytest.mark.parametrize("unit", HALVES)
+def test_what_is_not_finite_is_no_rank(unit: str) -> None:
+    good = lazy("h", random(1, (3, 5)).astype(UNITS[unit]))
     for odd, said in ((np.nan, "NaN"), (-np.inf, "an infinity")):
         bad = lazy("x", np.array([[1, odd]]).astype(UNITS[unit]))
-        with pytest.raises(NotFiniteError, match=f"'x' holds {said}"):
-            largest_halves([tensors[0], bad], 3, "here")
+        for rank in (0, 3):
+            with pytest.raises(NotFiniteError, match=f"'x' holds {said}"):
+                highest([Ranked(one, good.dtype, "here") for one in (good, bad)], rank)
+        assert Ranked(bad, good.dtype, "here", odd=True).odd_ones() == 1
+
+
+def test_a_sample_that_misleads_costs_a_pass_and_no_more(monkeypatch: Any) -> None:
+    """All values but those that the sample sees are larger."""
+    values = np.full(200_000, 5.0, "f4") + np.arange(200_000, dtype="f4") / 1e6
+    size = 32
+    for number in range(512):
+        at = number * 200_000 // 512
+        values[at : at + size] = 1e-3 * number
+    passes = []
+    once = bracket._Passes.once
+    monkeypatch.setattr(bracket._Passes, "once", lambda self, one: passes.append(one) or once(self, one))
+    for rank in (20_000, 199_000):
+        passes.clear()
+        cut = highest([Ranked(lazy("h", values.reshape(1, -1)), dtype("f32"), "here")], rank)
+        assert magnitude(cut.rank or 0, dtype("f32")) == np.sort(values)[-rank] and len(passes) <= 4
 
 
 @pytest.mark.parametrize("unit", UNITS)

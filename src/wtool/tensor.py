@@ -21,7 +21,7 @@ from wtool.boxes import Box as Box
 from wtool.boxes import Shape as Shape
 from wtool.boxes import c_ordered, gather, ranges, run_of, run_starts, slab_of, tile_of, tiles
 from wtool.boxes import c_strides as c_strides
-from wtool.bytesource import ByteSource
+from wtool.bytesource import ByteSource, LocalFile, MemoryBytes
 from wtool.dtypes import DType
 
 if TYPE_CHECKING:
@@ -226,6 +226,11 @@ class LazyTensor:
     def computed(self) -> bool:
         """Whether values are made, not read: by kernels, or by a source that computes."""
         return bool(self.kernels) or any(hasattr(box.source, "stream") for box in self.boxes)
+
+    @property
+    def near(self) -> bool:
+        """Whether any few values can be had without the others: they lie in files or in memory, neither packed nor made."""
+        return not self.kernels and all(isinstance(box.source, LocalFile | MemoryBytes) for box in self.boxes)
 
     def flat(self, first: int, last: int, room: Array | None = None) -> Array:
         """The elements `first` to `last` in C order (bytes, for packed dtypes).

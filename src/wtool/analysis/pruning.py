@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wtool.analysis.halved import largest_halves
+from wtool.analysis.bracket import ROOM, Cut, highest
 from wtool.analysis.parallel import each
-from wtool.analysis.search import TOP
-from wtool.analysis.select import ROOM, Magnitudes, Own, largest
+from wtool.analysis.ranked import Ranked, magnitude, unit_of
+from wtool.dtypes import DType
 from wtool.errors import UsageError
-from wtool.kernels.combine import PIECE, blame, wide
-from wtool.kernels.masks import Both, ByBits, ByChance, ByMagnitude, Everything, Finite, Mask, tickets
-from wtool.kernels.trim import ALL, Keep
+from wtool.kernels.buffers import CHUNK
+from wtool.kernels.masks import Both, ByBits, ByChance, ByMagnitude, Everything, Finite, Mask
+from wtool.kernels.trim import NONE, Keep
 from wtool.tensor import LazyTensor
 
 Progress = Callable[[int], None]
 
 SCOPES = ("global", "layer", "tensor")
 METHODS = ("magnitude", "random")
-_SLOT = 92
+_NEVER = 1 << 62  # above every ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,62 +65,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranked:
-    """The magnitudes (or tickets) of a tensor of which some values do not count.
-
-    Those pruned before come last of all, as 0, those not finite first of all; what is between is one more than it was.
-    """
-
-    part: Part
-    share: Share
-    name: str
-    columns: Sequence[int] = (0,)
-
-    @property
-    def key(self) -> str:
-        return self.part.key
-
-    @property
-    def elements(self) -> int:
-        return self.part.tensor.elements
-
-    def runs(self, columns: Sequence[int]) -> Iterator[tuple[int, list[NDArray[np.int64]]]]:
-        for start, values, kept in self.pieces():
-            if self.share.method == "random":
-                bits = tickets(self.share.seed, self.key, start, len(values))
-            else:
-                bits = np.abs(values).view(np.int64)
-            np.add(bits, 1, out=bits)
-            np.copyto(bits, TOP - 1, where=~np.isfinite(values))
-            np.copyto(bits, 0, where=~kept)
-            yield start, [bits] * len(columns)
-
-    def pieces(self) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.bool_]]]:
-        """Runs of the values and of which of them the earlier mask keeps. NotFiniteError for one that it keeps."""
-        start = 0
-        before = self.part.before or Everything()
-        for block in self.part.tensor.blocks():
-            for at in range(0, len(block), PIECE):
-                some = block[at : at + PIECE]
-                values = wide(some, self.part.tensor.dtype, _SLOT)
-                kept = before.keeps(start + at, some)
-                if not self.share.keep_odd:
-                    blame(self.key, [self.name], [values[kept]])
-                yield start + at, values, kept
-            start += len(block)
-
-    def count(self) -> tuple[int, int]:
-        """How many values are gone already, and how many of the others are not finite (0 where those are an error anyway)."""
-        if not self.share.keep_odd and (self.part.before is None or isinstance(self.part.before, ByBits)):
-            return 0 if self.part.before is None else self.elements - self.part.before.count(self.elements), 0
-        gone = odd = 0
-        for _, values, kept in self.pieces():
-            gone += len(kept) - int(np.count_nonzero(kept))
-            odd += int(np.count_nonzero(~np.isfinite(values) & kept))
-        return gone, odd
-
-
-@dataclass(frozen=True, slots=True)
 class _Member:
     part: Part
     gone: int
@@ -150,40 +93,52 @@ def chosen(
     from wtool.keys import natural
 
     parts = sorted(parts, key=lambda part: natural(part.key))
-    halves = share.method == "magnitude" and len(rows := {part.tensor.dtype for part in parts}) == 1 and rows.pop().bits == 16
-    shifted = not halves and (share.keep_odd or share.method == "random" or any(part.before is not None for part in parts))
-    work = _Work(share, name, halves, shifted, jobs, progress)
+    unit = unit_of([part.tensor.dtype for part in parts])
+    work = _Work(share, name, unit, any(part.before is not None for part in parts), jobs, progress)
     members = work.members(parts)
     groups: dict[str, list[_Member]] = {}
     for member in members:
         groups.setdefault(member.part.group, []).append(member)
-    keeps: dict[str, Keep] = {}
+    masks: dict[str, Mask] = {}
     if len(groups) == 1:
-        keeps = work.solve(members, jobs, ROOM)
+        masks = work.solve(members, jobs, ROOM)
     else:
         room = ROOM // max(jobs, 1)
         for found in each(groups.values(), lambda group: work.solve(group, 1, room), jobs):
-            keeps |= found
-    return {part.key: work.mask(part, keeps[part.key]) for part in parts}
+            masks |= found
+    return {part.key: masks[part.key] for part in parts}
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     share: Share
     name: str
-    halves: bool  # all are of one dtype of two bytes
-    shifted: bool  # the ranks are those of _Ranked, one more than the bits of the values
+    unit: DType  # whose magnitudes are ranked
+    shifted: bool  # some values do not count: those of earlier masks
     jobs: int
     progress: Progress | None
 
     def members(self, parts: Sequence[Part]) -> list[_Member]:
-        if not self.share.keep_odd and not any(part.before for part in parts):
+        if not (self.share.keep_odd or self.shifted):
             return [_Member(part, 0, 0) for part in parts]
-        counts = each(parts, lambda part: _Ranked(part, self.share, self.name).count(), self.jobs)
+        counts = each(parts, self.count, self.jobs)
         return [_Member(part, *count) for part, count in zip(parts, counts, strict=True)]
 
-    def solve(self, members: Sequence[_Member], jobs: int, room: int) -> dict[str, Keep]:
-        """What is kept of each tensor of a group of the scope."""
+    def count(self, part: Part) -> tuple[int, int]:
+        """How many values are gone already, and how many of the others are not finite (0 where those are an error anyway)."""
+        gone = 0
+        if isinstance(part.before, ByBits):
+            gone = part.tensor.elements - part.before.count(part.tensor.elements)
+        elif part.before is not None:
+            gone = self.lost(part.tensor, part.before)
+        return gone, self.ranked(part).odd_ones() if self.share.keep_odd else 0
+
+    def ranked(self, part: Part) -> Ranked:
+        seed = self.share.seed if self.share.method == "random" else None
+        return Ranked(part.tensor, self.unit, self.name, part.before, self.shifted, self.share.keep_odd, seed)
+
+    def solve(self, members: Sequence[_Member], jobs: int, room: int) -> dict[str, Mask]:
+        """The masks of the tensors of a group of the scope."""
         zeros = self.zeros(members)
         limits = self.limits(members)
         free = sum(member.able for member in members if member.part.limited is None)
@@ -194,7 +149,7 @@ class _Work:
                 f"{zeros:,} of {total:,} values are to go, and the limits let {most:,} go",
                 hint=f"--sparsity {floor(most / total * 1000) / 1000:g}, or higher limits",
             )
-        keeps: dict[str, Keep] = {}
+        masks: dict[str, Mask] = {}
         left = list(members)
         while left:
             found = self.largest(left, zeros, jobs, room)
@@ -204,11 +159,11 @@ class _Work:
                 if asked and self.gone(asked, found, jobs) > limit:
                     over.add(group)
                     zeros -= limit
-                    keeps |= self.largest(asked, limit, jobs, room)
+                    masks |= self.largest(asked, limit, jobs, room)
             if not over:
-                return keeps | found
+                return masks | found
             left = [member for member in left if member.part.limited is None or member.part.limited[0] not in over]
-        return keeps
+        return masks
 
     def zeros(self, members: Sequence[_Member]) -> int:
         """How many values of a group are to be zero, those that are already among them."""
@@ -237,52 +192,40 @@ class _Work:
             found[group] = some, max(most, sum(member.gone for member in some))
         return found
 
-    def largest(self, members: Sequence[_Member], zeros: int, jobs: int, room: int) -> dict[str, Keep]:
-        if self.halves:
-            tensors = [member.part.tensor for member in members]
-            rank = sum(tensor.elements for tensor in tensors) - zeros
-            before = {one.part.key: one.part.before for one in members if one.part.before is not None}
-            tell = self._bytes(members)
-            return largest_halves(tensors, rank, self.name, before=before, odd=self.share.keep_odd, jobs=jobs, progress=tell)
-        streams: list[Magnitudes] = [self.stream(member.part) for member in members]
+    def largest(self, members: Sequence[_Member], zeros: int, jobs: int, room: int) -> dict[str, Mask]:
+        """The masks if of the values of these tensors so many are zero."""
         rank = sum(member.elements for member in members) - zeros
-        found = largest(streams, {0: rank}, jobs=jobs, room=room, progress=self._bytes(members))
-        return {key: keep for (_, key), keep in found.items()}
+        if rank == sum(member.elements - member.gone for member in members):
+            return {member.part.key: member.part.before or Everything() for member in members}
+        ranked = [self.ranked(member.part) for member in members]
+        cut = highest(ranked, rank, jobs=jobs, room=room, progress=self._bytes(members))
+        return {member.part.key: self.mask(member.part, cut) for member in members}
 
-    def stream(self, part: Part) -> Magnitudes:
-        if not self.shifted:
-            return Own(part.tensor, self.name)
-        return _Ranked(part, self.share, self.name)
-
-    def mask(self, part: Part, keep: Keep) -> Mask:
-        """Of this part, by what is kept of its ranks."""
+    def mask(self, part: Part, cut: Cut) -> Mask:
         found: Mask
-        bits = int(np.float64(keep.threshold).view(np.int64))
-        if self.shifted and 0 < bits < TOP - 1:
-            bits -= 1
-        if keep == ALL:
-            found = Everything()
-        elif self.share.method == "random":
-            found = ByChance(self.share.seed, part.key, bits, keep.until)
+        rank = None if cut.rank is None else cut.rank - self.shifted
+        until = cut.until.get(part.key, 0)
+        if self.share.method == "random":
+            found = ByChance(self.share.seed, part.key, _NEVER if rank is None else min(rank, _NEVER), until)
             found = Finite(found, part.tensor.dtype) if self.share.keep_odd else found
         else:
-            threshold = inf if keep.threshold == inf else float(np.int64(bits).view(np.float64))
-            found = ByMagnitude(Keep(threshold, keep.until), part.tensor.dtype)
+            threshold = inf if rank is None else magnitude(rank, self.unit)
+            found = ByMagnitude(NONE if threshold == inf else Keep(threshold, until), part.tensor.dtype)
         return found if part.before is None else Both(part.before, found)
 
-    def gone(self, members: Sequence[_Member], keeps: Mapping[str, Keep], jobs: int) -> int:
+    def gone(self, members: Sequence[_Member], masks: Mapping[str, Mask], jobs: int) -> int:
         """How many values of these would go."""
+        return sum(each([one.part for one in members], lambda part: self.lost(part.tensor, masks[part.key]), jobs))
 
-        def count(part: Part) -> int:
-            mask, start, gone = self.mask(part, keeps[part.key]), 0, 0
-            for block in part.tensor.blocks():
-                for at in range(0, len(block), PIECE):
-                    some = block[at : at + PIECE]
-                    gone += len(some) - int(np.count_nonzero(mask.keeps(start + at, some)))
-                start += len(block)
-            return gone
-
-        return sum(each([member.part for member in members], count, jobs))
+    def lost(self, tensor: LazyTensor, mask: Mask) -> int:
+        """How many values a mask does not keep."""
+        start = gone = 0
+        for block in tensor.blocks():
+            for at in range(0, len(block), CHUNK):
+                some = block[at : at + CHUNK]
+                gone += len(some) - int(np.count_nonzero(mask.keeps(start + at, some)))
+            start += len(block)
+        return gone
 
     def _bytes(self, members: Sequence[_Member]) -> Progress | None:
         progress = self.progress

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import fsum, inf
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wtool.dtypes import DType, dtype
 from wtool.kernels.bitmask import matrix
-from wtool.kernels.buffers import scratch
-from wtool.kernels.cast import route
-from wtool.kernels.combine import PIECE, dot, wide
+from wtool.kernels.buffers import CHUNK
+from wtool.kernels.energy import energies
+from wtool.kernels.masks import Tell
 from wtool.tensor import LazyTensor
 
-_SLOT = 92
-_ROW = 1 << 13
-_SINGLE = ("f32", "bf16", "f16")  # squares are summed up in f32 first
-_TINY = 1e-20  # below it squares may be lost in f32
+Array = NDArray[np.generic]
+
 _DIGITS = 9  # of a share of energy: runs are cut in other places with other numbers of threads
 
 
@@ -40,7 +37,7 @@ class Shares:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
 
-    def of(self, tensor: LazyTensor) -> Callable[[int, NDArray[np.generic], NDArray[np.bool_]], None]:
+    def of(self, tensor: LazyTensor) -> Tell:
         """What takes in the runs of one tensor."""
         self.kept[tensor.key] = 0
         squares = self._squares[tensor.key] = ([], [])
@@ -50,18 +47,11 @@ class Shares:
         if len(tensor.shape) > 1 and tensor.elements:
             alive = self._alive[tensor.key] = np.zeros(rows, np.bool_)
 
-        def add(start: int, values: NDArray[np.generic], kept: NDArray[np.bool_]) -> None:
+        def add(start: int, values: Array, kept: NDArray[np.bool_], left: Array | None = None) -> None:
             before = after = 0.0
-            for at in range(0, len(values), PIECE):
-                some, stays = values[at : at + PIECE], kept[at : at + PIECE]
-                one, two = _energies(single(some, row), stays) if row.name in _SINGLE else (inf, inf)
-                if not _TINY < one < inf:
-                    exact = wide(some, row, _SLOT)
-                    with np.errstate(all="ignore"):
-                        np.copyto(exact, 0.0, where=~np.isfinite(exact))
-                        one = dot(exact, exact)
-                        np.multiply(exact, stays, out=exact)
-                        two = dot(exact, exact)
+            for at in range(0, len(values), CHUNK):
+                some = slice(at, at + CHUNK)
+                one, two = energies(values[some], kept[some], row, None if left is None else left[some])
                 before, after = before + one, after + two
             first, last = start // columns, -(-(start + len(values)) // columns)
             lives = None
@@ -108,29 +98,3 @@ def _living(
                     lives[unsure] = ((some[unsure] != 0) & stays[unsure]).any(axis=1)
             found.append(lives)
     return np.concatenate(found)
-
-
-def single(values: NDArray[np.generic], row: DType) -> NDArray[np.generic]:
-    """Values of at most 32 bits as f32; at most CHUNK, in scratch where they are others."""
-    if row.name == "f32":
-        return values
-    found = scratch("f4", len(values), _SLOT)
-    if row.name == "bf16":
-        bits = found.view(np.uint32)
-        np.copyto(bits, values.view(np.uint16))
-        np.left_shift(bits, np.uint32(16), out=bits)
-    else:
-        route(row, dtype("f32"))(values, found)
-    return found
-
-
-def _energies(values: NDArray[np.generic], kept: NDArray[np.bool_]) -> tuple[float, float]:
-    """Sums of squares of f32 values, all and those kept; rows in f32, their sums in f64. Not finite: to be done again."""
-    before = after = 0.0
-    with np.errstate(all="ignore"):
-        for at in range(0, len(values), _ROW):
-            some = values[at : at + _ROW]
-            stay = some * kept[at : at + _ROW]
-            before += float(np.dot(some, some))
-            after += float(np.dot(stay, stay))
-    return before, after

@@ -22,7 +22,7 @@ from wtool.kernels.buffers import CHUNK, block, scratch
 from wtool.kernels.trim import Keep
 
 Array = NDArray[Any]
-Tell = Callable[[int, Array, Array], None]  # where a run begins, its values, which of them are kept
+Tell = Callable[[int, Array, Array, Array | None], None]  # where a run begins, its values, which are kept, and what is left
 
 _SLOT = 90
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
@@ -49,7 +49,8 @@ class Flat(Protocol):
 class Pruned:
     """The values that a mask keeps, bit for bit, and +0 for the others. A function for `views.computed`.
 
-    `tell` learns of every run. Of a second array the outcome's values are taken: the mask is that of the first.
+    `tell` learns of every run of at most CHUNK. Of a second array the outcome's values are taken: the mask is that of the
+    first, and nothing is told of what is left.
     """
 
     mask: Mask
@@ -68,7 +69,7 @@ class Pruned:
             kept = self.mask.keeps(start + first, values[some])
             np.multiply(words[some], kept, out=out[some])
             if self.tell is not None:
-                self.tell(start + first, values[some], kept)
+                self.tell(start + first, values[some], kept, found[some] if others is None else None)
         return found
 
 
