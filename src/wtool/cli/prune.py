@@ -157,6 +157,8 @@ def prune(
     ):
         if value not in words:
             raise UsageError(f"there is no {what} '{value}'", hint="one of " + ", ".join(words))
+    if sparsity is not None and sparsity != sparsity:  # what is no number passes every bound
+        raise UsageError("--sparsity is a share from 0 to 1, not NaN")
     if seed is not None and method != "random":
         raise UsageError("--seed is for --method random")
     if of_remaining and mask is None:
@@ -203,23 +205,31 @@ def prune(
         found = groups.fitting(found, work.part)
     before = {} if mask is None else work.masks(mask)
     init = None if rewind is None else work.initial(rewind)
-    outs = None if mask_out is None else work.mask_target(mask_out, mask)
+    outs = None if mask_out is None else work.mask_target(mask_out, mask, rewind)
     parts = _parts(work.part, found, before, limits, share)
     if not parts:
         raise NoTensorsError("no tensor is to be pruned", path=src, hint="--include names keys; -n says why they are kept")
     left = {key: one for key, one in before.items() if key not in {part.key for part in parts}}
+    if groups is not None:
+        groups.checked(parts, src)
     if not work.reads:
         masks = _blank([*(part.key for part in parts), *left])
-        expected = None
-        if groups is not None:
-            groups.checked(parts, src)
-        elif not before and on_nan == "error" and scope == "global":
-            expected = round(share.sparsity * sum(part.tensor.elements for part in parts))
-        return work.finish(found, masks, asked, init=init, rest=rest or "init", expected=expected, mask_out=outs)
+        expected = None if before or on_nan != "error" else groups.expected(parts) if groups else _expected(parts, share)
+        of = None if groups is None else groups.groups(parts)
+        return work.finish(found, masks, asked, init=init, rest=rest or "init", expected=expected, groups=of, mask_out=outs)
     # Whatever forbids the output is found before the values are read.
     work.plan(work.pruned(_blank([part.key for part in parts]), init, rest or "init"), asked)
-    masks = left | work.chosen(parts, share, groups)
-    return work.finish(found, masks, asked, init=init, rest=rest or "init", mask_out=outs)
+    masks = work.chosen(parts, share, groups)
+    of = None if groups is None else groups.groups(parts, masks)
+    return work.finish(found, left | masks, asked, init=init, rest=rest or "init", groups=of, mask_out=outs)
+
+
+def _expected(parts: Sequence[Part], share: Share) -> int:
+    """How many values would be zero."""
+    sizes: dict[str, int] = {}
+    for part in parts:
+        sizes[part.group] = sizes.get(part.group, 0) + part.tensor.elements
+    return sum(round(share.sparsity * size) for size in sizes.values())
 
 
 def parse_limit(text: str) -> Limit:

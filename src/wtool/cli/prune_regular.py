@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from wtool.errors import UsageError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from wtool.kernels.patterns import Structure
     from wtool.ops.prune import Fate
     from wtool.tensor import LazyTensor
+
+
+_SHOWN = 6  # keys in a hint
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,46 @@ class Regular:
     def fitting(self, found: Sequence[Fate], tensors: Mapping[str, LazyTensor]) -> list[Fate]:
         """The tensors that have such groups; the others are kept."""
         one = self.structure
-        if one is None:
-            return list(found)
-        why = f"has no {one.kind}s"
-        fits = {fate.key: one.fits(tensors[fate.key].shape) for fate in found}
+        why = "has no rows" if one is None else f"has no {one.kind}s"
+        shapes = {fate.key: tensors[fate.key].shape for fate in found}
+        fits = {key: len(shape) > 1 if one is None else one.fits(shape) for key, shape in shapes.items()}
         return [fate if not fate.pruned or fits[fate.key] else replace(fate, pruned=False, why=why) for fate in found]
 
     def checked(self, parts: Sequence[Part], name: str) -> None:
-        """UsageError where a tensor cannot be pruned so. Reads nothing."""
-        from wtool.kernels.patterns import pattern_mask
+        """UsageError where tensors cannot be pruned so, told all at once. Reads nothing."""
+        if self.pattern is None:
+            return
+        size = self.pattern[1]
+        rows = {part.key: prod(part.tensor.shape[1:]) for part in parts}
+        odd = [part for part in parts if rows[part.key] % size]
+        if odd:
+            first, more = odd[0], f", as those of {len(odd) - 1} more" if len(odd) > 1 else ""
+            said = "x".join(map(str, first.tensor.shape))
+            text = f"'{first.key}' is {said}: its rows of {rows[first.key]} are no multiple of {size}{more}"
+            excluded = " ".join(f"--exclude '{part.key}'" for part in odd[:_SHOWN]) + (" ..." if len(odd) > _SHOWN else "")
+            raise UsageError(text, path=name, hint=f"{excluded} leaves {'it' if len(odd) == 1 else 'them'} as before")
 
-        if self.pattern is not None:
-            for part in parts:
-                pattern_mask(part.tensor, *self.pattern, name=name)
+    def expected(self, parts: Sequence[Part]) -> int | None:
+        """How many values would be zero, where that can be told of shapes."""
+        if self.pattern is None:
+            return None
+        n, m = self.pattern
+        return sum(part.tensor.elements // m * (m - n) for part in parts)
+
+    def groups(self, parts: Sequence[Part], masks: Mapping[str, Mask] | None = None) -> dict[str, Any] | None:
+        """For the report: how many groups there are, and, of the masks that were found, how many are zeroed."""
+        from wtool.kernels.masks import Both
+        from wtool.kernels.patterns import ByGroups, Geometry
+
+        if self.structure is None:
+            return None
+        count = sum(Geometry.of(self.structure, part.tensor.shape).count for part in parts)
+        left = 0
+        for mask in (masks or {}).values():
+            mask = mask.two if isinstance(mask, Both) else mask
+            assert isinstance(mask, ByGroups)
+            left += mask.left
+        return {"kind": str(self.structure), "groups": count, "zeroed": None if masks is None else count - left}
 
     def masks(self, parts: Sequence[Part], share: Share, name: str, jobs: int) -> dict[str, Mask]:
         """By key. Patterns are found when they are used; groups in a pass over the values.

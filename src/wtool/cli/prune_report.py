@@ -31,6 +31,7 @@ def prune_report(
     owners: Mapping[str, str],
     checks: Sequence[Check] = (),
     expected: int | None = None,
+    groups: Mapping[str, Any] | None = None,
     dropped: Mapping[str, Any] | None = None,
     beside: Sequence[str] = (),
     store: str | None = None,
@@ -41,8 +42,8 @@ def prune_report(
 
     `owners` says for each pruned key under which one its shares were collected: that of a tied tensor.
 
-    `dropped` is what was left out before, and `beside` names the other files of a folder. `store` is what was asked for, and
-    `layouts` key -> layout of the tensors that are stored sparse.
+    `groups` are those of --structure. `dropped` is what was left out before, and `beside` names the other files of a folder.
+    `store` is what was asked for, and `layouts` key -> layout of the tensors that are stored sparse.
     """
     found = sorted(found, key=lambda fate: natural(fate.key))
     rows = [_row(source, fate, shares, owners) for fate in found]
@@ -64,6 +65,7 @@ def prune_report(
         "zeros": zeros,
         "sparsity": None if zeros is None else _share(zeros, elements),
         "energy": None if shares is None else shares.energy(once),
+        "groups": None if groups is None else dict(groups),
         "rows": sum(source[key].shape[0] for key in matrices),
         "dead_rows": None if shares is None else sum(shares.dead(key) or 0 for key in matrices),
         "filters": sum(source[key].shape[0] for key in filters),

@@ -23,9 +23,11 @@ def facts(data: Mapping[str, Any]) -> Facts:
         rows.append(("would be zero" if dry else "zero", f"{data['zeros']:,} of {weights:,} weights, {data['sparsity']:.6g}"))
     if data["energy"] is not None and weights:
         rows.append(("energy kept", f"{data['energy']:.6g} of the sum of squares"))
+    if (groups := data["groups"]) is not None and groups["zeroed"] is not None:
+        rows.append(("groups", f"{groups['zeroed']:,} of {groups['groups']:,}, each a {groups['kind']}"))
     if weights:
         rows += _dead(data)
-    before = f", of {format_size(data['bytes_before'])} before" if data["bytes_before"] else ""
+    before = f"; the source has {format_size(data['bytes_before'])}" if data["bytes_before"] else ""
     rows.append(("would write" if dry else "wrote", f"{data['target']}, {format_size(data['bytes'])}{before}"))
     if len(data["files"]) > 1:
         rows += [("", f"{file['path']}, {format_size(file['bytes'])}") for file in data["files"]]

@@ -114,8 +114,8 @@ class Work:
 
         return storing.dense(open_checkpoint(path, section="all"), self.console).section(self.section)
 
-    def mask_target(self, path: str, mask: str | None) -> str:
-        taken = {os.path.realpath(one): one for one in (self.src, self.dst, mask) if one is not None}
+    def mask_target(self, path: str, *others: str | None) -> str:
+        taken = {os.path.realpath(one): one for one in (self.src, self.dst, *others) if one is not None}
         if os.path.realpath(path) in taken:
             raise UsageError(f"--mask-out is {taken[os.path.realpath(path)]} itself", path=path, hint="give it another name")
         return path
@@ -123,9 +123,9 @@ class Work:
     def chosen(self, parts: Sequence[Part], share: Share, groups: Regular | None) -> dict[str, Mask]:
         from wtool.analysis.pruning import chosen
 
-        if groups is not None:
-            return groups.masks(parts, share, self.src, self.jobs)
         try:
+            if groups is not None:
+                return groups.masks(parts, share, self.src, self.jobs)
             with self.console.progress("ranking", sum(part.tensor.nbytes for part in parts)) as advance:
                 return chosen(parts, share, self.src, jobs=self.jobs, progress=advance)
         except NotFiniteError as error:
@@ -166,6 +166,7 @@ class Work:
         init: Checkpoint | None = None,
         rest: str = "init",
         expected: int | None = None,
+        groups: Mapping[str, Any] | None = None,
         mask_out: str | None = None,
     ) -> int:
         """Write what the masks keep, and the masks; show the report. The exit code."""
@@ -207,6 +208,7 @@ class Work:
             owners=owners,
             checks=self.checks,
             expected=expected,
+            groups=groups,
             dropped=self.dropped,
             beside=tuple(self.beside),
             store=self.store,

@@ -100,7 +100,8 @@ class Prune:
         for key, tensor in checkpoint.items():
             own = masked.get(tensor.identity or key)
             if own is None:
-                tensors.append(tensor if self.init is None or self.rest == "source" else self._initial(tensor))
+                hint = "--rest source keeps what is not pruned"
+                tensors.append(tensor if self.init is None or self.rest == "source" else self._initial(tensor, hint))
                 continue
             parts = [tensor] if self.init is None else [tensor, self._initial(tensor)]
             who = tuple(part.identity for part in parts)
@@ -110,11 +111,11 @@ class Prune:
             tensors.append(made[who].renamed(key))
         return checkpoint.with_tensors(tensors, operation=replace(self, tell=None))
 
-    def _initial(self, tensor: LazyTensor) -> LazyTensor:
+    def _initial(self, tensor: LazyTensor, hint: str | None = None) -> LazyTensor:
         assert self.init is not None
         path, key = self.init.source.path, tensor.key
         if key not in self.init:
-            raise MismatchError(f"it has no '{key}'", path=path, hint="--rest source keeps what is not pruned")
+            raise MismatchError(f"it has no '{key}'", path=path, hint=hint)
         found = self.init[key]
         if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
             said = f"{found.dtype} {list(found.shape)}, not {tensor.dtype} {list(tensor.shape)}"
