@@ -89,7 +89,7 @@ SHARED = {
     }
     | {"snappy", "sstable", "safetensors_header", "gguf_header", "gguf_values", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
-    | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups"}
+    | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups", "biased"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
     "layouts": {"codecs", "floats", "compressed_found", "columns", "telling", "grains", "plain_found"},
