@@ -234,6 +234,15 @@ def _fill(out: Array, source: ByteSource, offset: int, strides: Shape, scratch: 
     stride, size, axis = axes[0]
     inner = _extent(axes[1:])
     before = (slice(None),) * axis
+    if stride and inner <= scratch.size and _dense(axes, gap):  # straight on, as many of the first axis as there is room for
+        group = (scratch.size - inner) // stride + 1
+        steps = tuple(t * item for t in strides)
+        for first in range(0, size, group):
+            count = min(group, size - first)
+            source.readinto(offset + first * stride * item, raw[: ((count - 1) * stride + inner) * item])
+            part = out[(*before, slice(first, first + count))]
+            _copy(part, np.ndarray(part.shape, part.dtype, scratch, 0, steps))
+        return
     if inner <= scratch.size and _dense(axes[1:], gap):
         group = min(max(scratch.size // inner, 1), size)
         steps = tuple((inner if a == axis else t) * item for a, t in enumerate(strides))
