@@ -20,7 +20,7 @@ from wtool.views import arrange, transpose
 
 Array = NDArray[Any]
 
-_PIECE = 1 << 16  # elements that are coded at once
+_PIECE = 1 << 18  # elements that are coded at once: fewer, and what each call costs counts
 _WIDE = 128  # columns of a block, where it fits: runs that are long enough to be read one by one
 
 
