@@ -20,7 +20,7 @@ from wtool.dtypes import BY_NAME
 from wtool.formats import registry
 from wtool.tensor import LazyTensor, c_strides
 
-TARGETS = {"safetensors": "x.safetensors", "torch": "x.pth", "tensorflow": "x.ckpt"}
+TARGETS = {"safetensors": "x.safetensors", "torch": "x.pth", "tensorflow": "x.ckpt", "gguf": "x.gguf"}
 PAIRS = [(first, second) for first in TARGETS for second in TARGETS]
 POOL = 1 << 14  # bytes that the tensors are views of
 
