@@ -160,7 +160,7 @@ def quantize(
     if sum(one is not None for one in (scheme, fit, bits)) > 1:
         raise UsageError("--scheme, --fit and --bits exclude one another", hint="--scheme-for settles single tensors")
     if candidates is not None and scheme is not None:
-        raise UsageError("--candidates is for --fit and --bits")
+        raise UsageError("--candidates is for --fit and --bits", hint="leave one of them out")
     asked = Asked(
         scheme,
         layout,
