@@ -17,6 +17,7 @@ from wtool.kernels.masks import Tell
 from wtool.tensor import LazyTensor
 
 Array = NDArray[np.generic]
+Bools = NDArray[np.bool_]
 
 _DIGITS = 9  # of a share of energy: runs are cut in other places with other numbers of threads
 
@@ -31,7 +32,7 @@ class Shares:
 
     rewound: bool = False
     kept: dict[str, int] = field(default_factory=dict)
-    _alive: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    _alive: dict[str, Bools] = field(default_factory=dict)
     _squares: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class Shares:
         if len(tensor.shape) > 1 and tensor.elements:
             alive = self._alive[tensor.key] = np.zeros(rows, np.bool_)
 
-        def add(start: int, values: Array, kept: NDArray[np.bool_], left: Array | None = None) -> None:
+        def add(start: int, values: Array, kept: Bools, left: Array | None = None) -> None:
             before = after = 0.0
             for at in range(0, len(values), CHUNK):
                 some = slice(at, at + CHUNK)
@@ -56,7 +57,7 @@ class Shares:
             first, last = start // columns, -(-(start + len(values)) // columns)
             lives = None
             if alive is not None and not alive[first:last].all():
-                lives = _living(values, kept, start % columns, columns, zeros=not self.rewound)
+                lives = _living(values, kept, None if self.rewound else left, start % columns, columns, zeros=not self.rewound)
             with self._lock:
                 self.kept[tensor.key] += int(np.count_nonzero(kept))
                 if alive is not None and lives is not None:
@@ -78,23 +79,13 @@ class Shares:
         return round(after / before, _DIGITS) if before else 1.0
 
 
-def _living(
-    values: NDArray[np.generic], kept: NDArray[np.bool_], column: int, columns: int, *, zeros: bool
-) -> NDArray[np.bool_]:
+def _living(values: Array, kept: Bools, left: Array | None, column: int, columns: int, *, zeros: bool) -> Bools:
     """Of the rows of a run that begins at a column: whether a value other than zero is kept (unless `zeros`: any value)."""
-    head = min(columns - column, len(kept)) if column else 0
-    tail = head + (len(kept) - head) // columns * columns
-    found = []
-    for low, high in ((0, head), (head, tail), (tail, len(kept))):
-        if low < high:
-            width = columns if (low, high) == (head, tail) else high - low
-            some, stays = values[low:high].reshape(-1, width), kept[low:high].reshape(-1, width)
-            rows, first = np.arange(len(stays)), stays.argmax(axis=1)
-            lives = stays[rows, first]
-            if zeros:  # mostly the first that is kept tells
-                lives = lives & (some[rows, first] != 0)
-                unsure = np.flatnonzero(stays[rows, first] & ~lives)
-                if len(unsure):
-                    lives[unsure] = ((some[unsure] != 0) & stays[unsure]).any(axis=1)
-            found.append(lives)
-    return np.concatenate(found)
+    starts = np.arange(-column, len(kept), columns)
+    starts[0] = 0
+    if zeros and left is not None and left.dtype.itemsize > 1:  # bits of any value, but for the sign
+        bits = np.bitwise_or.reduceat(left.view(f"u{left.dtype.itemsize}"), starts)
+        found: Bools = np.left_shift(bits, 1) != 0
+        return found
+    lives: Bools = np.logical_or.reduceat((values != 0) & kept if zeros else kept, starts)
+    return lives

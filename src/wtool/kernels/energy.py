@@ -66,11 +66,10 @@ def _single_energies(values: Array, kept: Array, row: DType, left: Array | None)
 
 def _squares(values: Array, row: DType) -> float:
     """The sum of the squares of values of f32, f16 or bf16; not finite if one of them or of the sums is not."""
-    if row.name == "bf16" and not len(values) % 2 and not values.ctypes.data % 4:
+    if row.name == "bf16" and not len(values) % 2:
         words = values.view(np.uint32)  # two values in each: the second is one of f32, but for bits that the first has
-        half = scratch("f4", len(words), _SLOT)
-        np.left_shift(words, _LOW, out=half.view(np.uint32))
-        first = squared(half)
-        np.bitwise_and(words, _HIGH, out=half.view(np.uint32))
-        return first + squared(half)
+        both = scratch("u4", len(values), _SLOT)
+        np.left_shift(words, _LOW, out=both[: len(words)])
+        np.bitwise_and(words, _HIGH, out=both[len(words) :])
+        return squared(both.view(np.float32))
     return squared(single(values, row))
