@@ -357,3 +357,11 @@ def test_sniffing(tmp_path: Path) -> None:
     assert list(open_checkpoint(tmp_path / "x.bin")) == list(open_checkpoint(MODEL))
     with pytest.raises(CorruptError):
         ADAPTER.open(probe(tmp_path))
+
+
+def test_the_table_of_blocks() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "gguf.md").read_text()
+    table = page[page.index("<!-- blocks -->") : page.index("<!-- /blocks -->")]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    ours = [row for row in BY_NAME.values() if row.block]
+    assert rows == [[f"`{row.name}`", *map(str, (row.ggml, *row.run)), f"{row.bits_each:g}"] for row in ours]
