@@ -271,6 +271,7 @@ def test_tied_tensors_are_written_twice(tmp_path: Path) -> None:
     [
         ("w" * 64, "f32", (1,), "64 bytes"),
         ("ü" * 32, "f32", (1,), "64 bytes"),
+        ("w\0", "f32", (1,), "zero byte"),
         ("w", "f32", (1, 1, 1, 1, 1), "5 axes"),
         ("w", "q4_0", (2, 48), "rows of 48"),
         ("w", "q8_0", (), "rows of 1"),
@@ -286,6 +287,11 @@ def test_what_ggml_has_no_room_for(name: str, kind: str, shape: tuple[int, ...],
 def test_dtypes_that_ggml_lacks(name: str, tmp_path: Path) -> None:
     with pytest.raises(DtypeError, match=f"gguf has no dtype {name}"):
         save_checkpoint(of(w=(name, (4,))), tmp_path / "a.gguf")
+
+
+def test_a_tensor_without_values_is_told_of(tmp_path: Path) -> None:
+    notes = plan_save(of(w=("f32", (2, 3)), v=("f32", (0, 3))), tmp_path / "a.gguf").notes
+    assert "'v' has no values" in notes[-1]
 
 
 def test_blocks_stay_out_of_other_formats(tmp_path: Path) -> None:

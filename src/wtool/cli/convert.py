@@ -90,8 +90,8 @@ def convert(
 ) -> int:
     """Write a checkpoint in another format, dtype, sharding, or with other keys.
 
-    The suffix of DST says the format: .safetensors, .pth .pt .bin (PyTorch), .ckpt (TensorFlow; --to torch for PyTorch), a
-    folder (safetensors). Streams; what is lost is said; the output is whole or absent.
+    The suffix of DST says the format: .safetensors, .pth .pt .bin (PyTorch), .ckpt (TensorFlow; --to torch for PyTorch),
+    .gguf, a folder (safetensors). Streams; what is lost is said; the output is whole or absent.
     """
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report

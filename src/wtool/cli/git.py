@@ -16,7 +16,7 @@ from wtool.cli.textconv import textconv
 from wtool.errors import UsageError
 
 # By suffix, since git asks by name. Any of them may be something else: what is no checkpoint is told as such, text as text.
-PATTERNS = ("*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.index")
+PATTERNS = ("*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.index", "*.gguf")
 _DRIVER = "diff.wtool"
 _CACHE = "refs/notes/textconv/wtool"
 _SETTINGS = ("textconv", "cachetextconv", "binary")

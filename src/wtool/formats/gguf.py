@@ -35,6 +35,7 @@ _MAGIC = b"GGUF"
 _VERSION = 3
 _NAME = 63  # bytes of a tensor's name that ggml has room for (GGML_MAX_NAME, less one)
 _AXES = 4  # GGML_MAX_DIMS
+_SHORTER = "--rename 'REGEX=>REPL' gives others"
 _PART = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 
 
@@ -129,7 +130,11 @@ class Gguf:
         begin = _aligned(len(front), keys.alignment)
         slots = tuple(Slot(spec.key, 0, begin + at, spec.nbytes) for spec, at in zip(request.specs, places, strict=True))
         file = OutputFile(os.path.basename(request.target), begin + end)
-        return GgufSink(Layout((file,), (Patch(0, 0, front),), slots), keys.notes)
+        notes = keys.notes
+        empty = next((spec.key for spec in request.specs if 0 in spec.shape), None)
+        if empty is not None:  # gguf_init_from_file_impl divides by the sizes
+            notes += (f"'{empty}' has no values: llama.cpp stops at such a tensor; --exclude leaves it out",)
+        return GgufSink(Layout((file,), (Patch(0, 0, front),), slots), notes)
 
     def judge(self, path: str) -> Iterator[Judged]:
         """Every tensor as the gguf package reads it; blocks as their bytes."""
@@ -176,13 +181,14 @@ def _parts(header: Header) -> int:
 
 def _check(spec: TensorSpec, path: str) -> None:
     """Refuse what ggml has no room for."""
+    if "\0" in spec.key:
+        raise UnsupportedError(f"'{spec.key}': ggml's names end at a zero byte", path=path, hint=_SHORTER)
     try:
         size = len(spec.key.encode())
     except UnicodeEncodeError:
         raise UnsupportedError(f"'{spec.key}' is no text that UTF-8 can hold", path=path) from None
     if size > _NAME:
-        hint = "--rename 'REGEX=>REPL' shortens names"
-        raise UnsupportedError(f"'{spec.key}' has {size} bytes; ggml's names have at most {_NAME}", path=path, hint=hint)
+        raise UnsupportedError(f"'{spec.key}' has {size} bytes; ggml's names have at most {_NAME}", path=path, hint=_SHORTER)
     if len(spec.shape) > _AXES:
         raise UnsupportedError(
             f"'{spec.key}' has {len(spec.shape)} axes; ggml's tensors have at most {_AXES}",
