@@ -371,3 +371,16 @@ def test_the_table_of_blocks() -> None:
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     ours = [row for row in BY_NAME.values() if row.block]
     assert rows == [[f"`{row.name}`", *map(str, (row.ggml, *row.run)), f"{row.bits_each:g}"] for row in ours]
+
+
+def test_blocks_are_averaged_as_plain_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = of(w=("q8_0", (4, 64))), of(v=("f32", (1,)), w=("q8_0", (4, 64))).section()
+    save_checkpoint(one, tmp_path / "a.gguf")
+    save_checkpoint(Select(include=("w",))(two), tmp_path / "b.gguf")
+    plain = [CastTo(dtype("f32"))(side)["w"].array() for side in (one, two)]
+    words = ["average", str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf"), "-o", str(tmp_path / "c.gguf")]
+    assert run(words) == 2
+    assert "--dtype f32" in capsys.readouterr().err
+    assert run([*words, "--dtype", "f32"]) == 0
+    found = open_checkpoint(tmp_path / "c.gguf")["w"]
+    assert found.dtype.name == "f32" and np.array_equal(found.array(), (plain[0].astype("f8") + plain[1]) / 2)

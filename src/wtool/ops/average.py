@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wtool import views
 from wtool.checkpoint import Checkpoint, Section, Warning
-from wtool.dtypes import DType
+from wtool.dtypes import DType, dtype
 from wtool.errors import DtypeError, KeyClashError, MismatchError, NoTensorsError, UnsupportedError, UsageError
 from wtool.keys import matcher, natural
 from wtool.ops.policy import POLICIES as POLICIES
@@ -189,14 +189,15 @@ class _Work:
             if origin is None:
                 raise UsageError(f"'{key}' is to come from the base, and there is none that has it", hint="--base FILE")
             return self._cast(origin)
+        if self.dtype is not None and policy not in ("first", "last"):
+            parts = {number: _plain(tensor) for number, tensor in parts.items()}
         tensors = list(parts.values())
         if policy in ("first", "last"):
             return self._cast(tensors[0])
         packed = next((tensor for tensor in tensors if not tensor.dtype.itemsize), None)
         if packed is not None and any(tensor.identity != packed.identity for tensor in tensors):
-            raise UnsupportedError(
-                f"'{key}' is {packed.dtype}, packed: it cannot be averaged", hint=f"--rule '{key}=first', last or drop"
-            )
+            hint = "--dtype f32 (or bf16, f16) decodes blocks" if packed.dtype.block else f"--rule '{key}=first', last or drop"
+            raise UnsupportedError(f"'{key}' is {packed.dtype}, packed: it cannot be averaged", hint=hint)
         self._check(key, policy, parts)
         if policy in ("equal", "max"):
             from wtool.kernels.agree import Agree, Largest
@@ -223,11 +224,20 @@ class _Work:
             raise DtypeError(f"'{key}' is {first}: it has no {policy}", hint=f"--rule '{key}=first', last or drop")
 
     def _cast(self, tensor: LazyTensor) -> LazyTensor:
-        if self.dtype is None or not tensor.dtype.floating or tensor.dtype is self.dtype or not tensor.dtype.itemsize:
+        if self.dtype is None or not tensor.dtype.floating or tensor.dtype is self.dtype:
+            return tensor
+        if not (tensor.dtype.itemsize or tensor.dtype.block):
             return tensor
         from wtool.kernels.cast import Cast
 
         return tensor.map(Cast(tensor.dtype, self.dtype))
+
+
+def _plain(tensor: LazyTensor) -> LazyTensor:
+    """ggml's blocks as f32; anything else as it is."""
+    from wtool.kernels.cast import Cast
+
+    return tensor.map(Cast(tensor.dtype, dtype("f32"))) if tensor.dtype.block else tensor
 
 
 def _kind(row: DType) -> str:
