@@ -25,9 +25,10 @@ class CastTo:
 
     def __post_init__(self) -> None:
         if not (self.dtype.floating and self.dtype.itemsize):
-            raise DtypeError(
-                f"tensors cannot be cast to {self.dtype}", hint="a floating dtype of 8 bits or more, such as bf16"
-            )
+            hint = "a floating dtype of 8 bits or more, such as bf16"
+            if self.dtype.block:
+                hint = f"`wtool quantize --layout gguf --scheme {self.dtype}` makes blocks"
+            raise DtypeError(f"tensors cannot be cast to {self.dtype}", hint=hint)
 
     def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
         tensors: list[LazyTensor] = []
