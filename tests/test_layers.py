@@ -17,6 +17,7 @@ ROOTS = [
     ["values", "quantized"],
     ["checkpoint", "plan", "views", "sparse"],
     ["adapter", "layout", "stage"],
+    ["slots"],
     ["write"],
     ["api"],
     ["verify", "between"],
@@ -92,7 +93,7 @@ SHARED = {
     | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups", "biased"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
-    "layouts": {"codecs", "floats", "compressed_found", "columns", "telling", "grains", "plain_found"},
+    "layouts": {"reading", "codecs", "floats", "compressed_found", "columns", "telling", "grains", "plain_found"},
     "analysis": {
         "parallel",
         "plain",

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from wtool.dtypes import DType, dtype
-from wtool.errors import CorruptError, MismatchError
+from wtool.errors import CorruptError, MismatchError, UnsupportedError
 from wtool.kernels.affine import Affine
 from wtool.kernels.minifloat import Float8, MxFloat4, MxFloat8, NvFloat4, grain
 from wtool.layout import Quantized, Scheme
@@ -17,7 +17,11 @@ from wtool.layouts.floats import Floats, MxFloats, MxFloats8, NvFloats
 from wtool.quantized import Codec, decoded
 from wtool.tensor import LazyTensor
 
-_F8 = ("f8_e4m3", "f8_e5m2")
+_ACTIVATIONS = (
+    *("input_scale", "input_zero_point", "input_global_scale"),
+    *("output_scale", "output_zero_point"),
+)
+F8 = ("f8_e4m3", "f8_e5m2")
 _GRAINS: dict[str, Any] = {"tensor": "tensor", "row": "channel", "block": "block"}
 
 
@@ -32,21 +36,22 @@ def _found(layout: str, tensors: Mapping[str, LazyTensor]) -> Iterator[Quantized
         scale = tensors.get(f"{stem}_scale")
         if scale is None or len(tensor.shape) != 2 or not tensor.elements:
             continue
+        more = beside(stem, tensors)
         packed, row = stem != key, tensor.dtype.name
         zero, shape, whole = (tensors.get(f"{stem}_{name}") for name in ("zero_point", "shape", "global_scale"))
         if packed and row == "i32" and shape is not None:
-            yield _packed_ints(layout, stem, tensor, scale, shape, zero)
+            yield _packed_ints(layout, stem, tensor, scale, shape, zero, more)
         elif packed and row == "u8" and scale.dtype.name == "f8_e4m3" and whole is not None:
-            yield _nvfp4(layout, stem, tensor, scale, whole)
+            yield _nvfp4(layout, stem, tensor, scale, whole, more)
         elif packed and row == "u8" and scale.dtype.name == "u8":
             size = (tensor.shape[0], 2 * tensor.shape[1])
             yield made(
                 layout, stem, size, dtype("bf16"), Scheme("mxfp4", 32), [tensor, scale], MxFloats(MxFloat4(dtype("f32")))
             )
-        elif not packed and row in _F8:
-            yield eight(layout, stem, tensor, scale)
+        elif not packed and row in F8:
+            yield eight(layout, stem, tensor, scale, more)
         elif not packed and row == "i8" and scale.dtype.floating:
-            yield _plain_ints(layout, stem, tensor, scale, zero)
+            yield plain_ints(layout, stem, tensor, scale, zero, more)
 
 
 def made(
@@ -66,12 +71,28 @@ def made(
     return Quantized(key, shape, row, layout, str(scheme), tuple(part.key for part in every), nbytes, dense)
 
 
+def beside(key: str, tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
+    """Scales of activations, which mean nothing without the weight's codes. UnsupportedError for an order of columns."""
+    order = tensors.get(f"{key}_g_idx")
+    if order is not None and order.elements and (order.array().reshape(-1)[1:] < order.array().reshape(-1)[:-1]).any():
+        raise UnsupportedError(f"'{key}' has its columns in an order of their own (g_idx)", hint="actorder=weight has not")
+    module = key.removesuffix("weight")
+    names = (f"{module}{name}" for name in _ACTIVATIONS) if module != key else ()
+    return [*(tensors[name] for name in names if name in tensors), *([] if order is None else [order])]
+
+
 def damaged(key: str, why: str) -> CorruptError:
     return CorruptError(f"'{key}', stored quantized, is damaged: {why}")
 
 
 def _packed_ints(
-    layout: str, key: str, packed: LazyTensor, scale: LazyTensor, shape: LazyTensor, zero: LazyTensor | None
+    layout: str,
+    key: str,
+    packed: LazyTensor,
+    scale: LazyTensor,
+    shape: LazyTensor,
+    zero: LazyTensor | None,
+    more: Sequence[LazyTensor],
 ) -> Quantized:
     if shape.elements != 2 or shape.dtype.kind != "int":
         raise damaged(key, f"its shape is {shape.dtype} {list(shape.shape)}")
@@ -84,23 +105,27 @@ def _packed_ints(
     group = None if scale.shape[1] == 1 else size[1] // scale.shape[1]
     parts = [packed, scale, *([] if zero is None else [zero])]
     codec = PackedInts(Affine(bits, group, zero is None, scale.dtype))
-    return made(layout, key, size, scale.dtype, Scheme(f"int{bits}", group or "channel", zero is None), parts, codec, [shape])
+    return made(
+        layout, key, size, scale.dtype, Scheme(f"int{bits}", group or "channel", zero is None), parts, codec, [shape, *more]
+    )
 
 
-def _nvfp4(layout: str, key: str, packed: LazyTensor, scale: LazyTensor, whole: LazyTensor) -> Quantized:
+def _nvfp4(
+    layout: str, key: str, packed: LazyTensor, scale: LazyTensor, whole: LazyTensor, more: Sequence[LazyTensor]
+) -> Quantized:
     size = (packed.shape[0], 2 * packed.shape[1])
     if whole.elements != 1 or not whole.dtype.floating:
         raise damaged(key, f"its global scale is {whole.dtype} {list(whole.shape)}")
     codec = NvFloats(NvFloat4(dtype("f32")), float(whole.array().reshape(-1)[0]))
-    return made(layout, key, size, dtype("bf16"), Scheme("nvfp4", 16), [packed, scale], codec, [whole])
+    return made(layout, key, size, dtype("bf16"), Scheme("nvfp4", 16), [packed, scale], codec, [whole, *more])
 
 
-def eight(layout: str, key: str, codes: LazyTensor, scale: LazyTensor) -> Quantized:
+def eight(layout: str, key: str, codes: LazyTensor, scale: LazyTensor, more: Sequence[LazyTensor] = ()) -> Quantized:
     """f8 codes, and scales that say by their shape what they are for, or (u8) are exponents of mxfp8."""
     rows, columns = codes.shape
-    if scale.dtype.name in ("u8", "f8_e8m0") and scale.shape == (rows, columns // 32):
+    if scale.dtype.name in ("u8", "f8_e8m0") and columns % 32 == 0 and scale.shape == (rows, columns // 32):
         codec: Codec = MxFloats8(MxFloat8(codes.dtype))
-        return made(layout, key, codes.shape, dtype("bf16"), Scheme("mxfp8", 32), [codes, scale], codec)
+        return made(layout, key, codes.shape, dtype("bf16"), Scheme("mxfp8", 32), [codes, scale], codec, more)
     try:
         kind = grain((rows, columns), scale.shape)
     except MismatchError as error:
@@ -112,11 +137,19 @@ def eight(layout: str, key: str, codes: LazyTensor, scale: LazyTensor) -> Quanti
     float8 = Float8(codes.dtype, row, kind)
     if kind == "tensor":
         one = float(scale.array().reshape(-1)[0])
-        return made(layout, key, codes.shape, row, scheme, [codes], Floats(float8, scale.dtype, one), [scale])
-    return made(layout, key, codes.shape, row, scheme, [codes, scale], Floats(float8, scale.dtype))
+        return made(layout, key, codes.shape, row, scheme, [codes], Floats(float8, scale.dtype, one), [scale, *more])
+    return made(layout, key, codes.shape, row, scheme, [codes, scale], Floats(float8, scale.dtype), more)
 
 
-def _plain_ints(layout: str, key: str, codes: LazyTensor, scale: LazyTensor, zero: LazyTensor | None) -> Quantized:
+def plain_ints(
+    layout: str,
+    key: str,
+    codes: LazyTensor,
+    scale: LazyTensor,
+    zero: LazyTensor | None,
+    more: Sequence[LazyTensor] = (),
+) -> Quantized:
+    """i8 codes with a scale, and perhaps a zero point, for the tensor, each row, or groups of a row."""
     rows, columns = codes.shape
     tall = scale.shape[0] if scale.shape else 1
     groups = prod(scale.shape[1:])
@@ -132,5 +165,5 @@ def _plain_ints(layout: str, key: str, codes: LazyTensor, scale: LazyTensor, zer
         point = 0 if zero is None else int(zero.array().reshape(-1)[0])
         one = float(scale.array().astype("f4").reshape(-1)[0])
         codec: Codec = PlainInts(Affine(8, group, True, scale.dtype), one, point)
-        return made(layout, key, codes.shape, scale.dtype, scheme, [codes], codec, parts[1:])
-    return made(layout, key, codes.shape, scale.dtype, scheme, parts, PlainInts(affine))
+        return made(layout, key, codes.shape, scale.dtype, scheme, [codes], codec, [*parts[1:], *more])
+    return made(layout, key, codes.shape, scale.dtype, scheme, parts, PlainInts(affine), more)

@@ -9,40 +9,20 @@ FP8 weights with weight_scale are found as compressed-tensors' own, whoever wrot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from wtool.dtypes import dtype
-from wtool.errors import UsageError
 from wtool.kernels.minifloat import NvFloat4
-from wtool.layout import Quantized, Scheme, Seen, Wanted
-from wtool.layouts.compressed_found import damaged, eight, made
+from wtool.layout import Quantized, Scheme
+from wtool.layouts.compressed_found import beside, damaged, eight, made
 from wtool.layouts.floats import NvFloats
+from wtool.layouts.reading import Reading
 from wtool.tensor import LazyTensor
 
 
-class SmallFloats:
+class SmallFloats(Reading):
     name = "fp8"
-    formats: tuple[str, ...] = ()
-    schemes: tuple[str, ...] = ()
-
-    def settle(self, scheme: Scheme) -> Scheme:
-        raise UsageError(f"the layout '{self.name}' is only read", hint="compressed-tensors has f8-e4m3 and nvfp4")
-
-    def wants(self, scheme: Scheme) -> Wanted | None:
-        return None
-
-    def refuses(self, scheme: Scheme, tensor: LazyTensor) -> str | None:
-        return "only read"
-
-    def parts(self, tensor: LazyTensor, scheme: Scheme, seen: Seen | None) -> list[LazyTensor]:
-        raise NotImplementedError
-
-    def config(self, chosen: Mapping[str, Scheme], kept: Sequence[str]) -> dict[str, Any]:
-        return {}
-
-    def metadata(self, chosen: Mapping[str, Scheme]) -> dict[str, str]:
-        return {}
 
     def find(
         self, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, metadata: Mapping[str, str]
@@ -53,17 +33,19 @@ class SmallFloats:
             if len(codes.shape) != 2 or not codes.elements:
                 continue
             if inverse is not None and codes.dtype.name in ("f8_e4m3", "f8_e5m2"):
-                found.append(eight(self.name, key, codes, inverse))
+                found.append(eight(self.name, key, codes, inverse, beside(key, tensors)))
             elif second is not None and scale is not None and codes.dtype.name == "u8" and scale.dtype.name == "f8_e4m3":
-                found.append(self._modelopt(key, codes, scale, second))
+                found.append(self._modelopt(key, codes, scale, second, beside(key, tensors)))
         return found
 
-    def _modelopt(self, key: str, codes: LazyTensor, scale: LazyTensor, second: LazyTensor) -> Quantized:
+    def _modelopt(
+        self, key: str, codes: LazyTensor, scale: LazyTensor, second: LazyTensor, more: list[LazyTensor]
+    ) -> Quantized:
         if second.elements != 1 or not second.dtype.floating:
             raise damaged(key, f"its weight_scale_2 is {second.dtype} {list(second.shape)}")
         size = (codes.shape[0], 2 * codes.shape[1])
         codec = NvFloats(NvFloat4(dtype("f32")), float(second.array().reshape(-1)[0]), reciprocal=True)
-        return made("modelopt", key, size, dtype("bf16"), Scheme("nvfp4", 16), [codes, scale], codec, [second])
+        return made("modelopt", key, size, dtype("bf16"), Scheme("nvfp4", 16), [codes, scale], codec, [second, *more])
 
 
 LAYOUT = SmallFloats()

@@ -14,6 +14,8 @@ from wtool.tensor import LazyTensor
 _BUILTIN = {
     "compressed-tensors": "wtool.layouts.compressed_tensors",
     "fp8": "wtool.layouts.fp8",
+    "quanto": "wtool.layouts.quanto",
+    "torchao": "wtool.layouts.torchao",
     "gguf": "wtool.layouts.gguf",
     "bnb": "wtool.layouts.bnb",
     "gptq": "wtool.layouts.gptq",
