@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wtool.api import open_checkpoint, plan_save, save_checkpoint
+from wtool.api import open_checkpoint, plan_save
 from wtool.cli.app import run
 from wtool.errors import UsageError
 from wtool.ops.densify import Densify
@@ -156,13 +156,67 @@ def test_what_cannot_be(
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
 
 
-def test_the_library_refuses_it_too(tmp_path: Path) -> None:
+def test_the_library_tells_what_is_lost(tmp_path: Path) -> None:
     from wtool.analysis.counts import count
 
     torch.save({"a": sparse(80, 90), "b": torch.ones(90, 90)}, tmp_path / "m.pth")
     given = open_checkpoint(tmp_path / "m.pth")
     stored = Store("torch-coo", count(given.tensors))(given)
-    with pytest.raises(UsageError):
-        save_checkpoint(stored, tmp_path / "o.safetensors")
+    plan = plan_save(stored, tmp_path / "o.safetensors")
+    assert [(loss.kind, loss.name) for loss in plan.losses] == [("sparse", "a")]
     with pytest.raises(UsageError):
         plan_save(stored, tmp_path / "o.pth", max_shard=10_000)
+
+
+def every() -> dict[str, Any]:
+    """All layouts, and values that are at one place."""
+    dense = sparse(24, 36, share=0.8)
+    twice = torch.sparse_coo_tensor(torch.tensor([[0, 0, 3], [1, 1, 2]]), torch.tensor([1.0, 2.0, 3.0]), (4, 5))
+    return {
+        "coo": dense.to_sparse(),
+        "hybrid": sparse(9, 4, 3).to_sparse(1),
+        "twice": twice,
+        "csr": dense.to_sparse_csr(),
+        "csc": dense.to_sparse_csc(),
+        "bsr": dense.to_sparse_bsr((3, 4)),
+        "bsc": dense.to_sparse_bsc((4, 3)),
+        "none": torch.zeros(3, 4).to_sparse(),
+        "plain": dense,
+    }
+
+
+def same(one: Any, two: Any) -> None:
+    assert list(one) == list(two)
+    for key, tensor in one.items():
+        assert (tensor.layout, tensor.dtype, tensor.shape) == (two[key].layout, two[key].dtype, two[key].shape)
+        assert torch.equal(tensor.to_dense(), two[key].to_dense())
+        if tensor.layout == torch.sparse_coo:
+            assert tensor.is_coalesced() == two[key].is_coalesced() and tensor._nnz() == two[key]._nnz()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_was_sparse_stays_so(tmp_path: Path, new: bool) -> None:
+    """From .pth to .pth, nested and in a list, renamed, and a section of it."""
+    value = {"model": every(), "list": [sparse(9, 9).to_sparse(), 3], "epoch": 4}
+    torch.save(value, tmp_path / "m.pth", _use_new_zipfile_serialization=new)
+    loaded = convert(tmp_path / "m.pth", tmp_path / "o.pth", "--section", "all")
+    assert list(loaded) == list(value) and loaded["epoch"] == 4 and loaded["list"][1] == 3
+    same(loaded["model"], every())
+    assert loaded["list"][0].is_sparse and torch.equal(loaded["list"][0].to_dense(), sparse(9, 9))
+    torch.save({"module": every()}, tmp_path / "n.pth")
+    same(convert(tmp_path / "n.pth", tmp_path / "p.pth", "--section", "all", "--strip-prefix", "module."), every())
+    torch.save({"state_dict": every()}, tmp_path / "q.pth")
+    same(convert(tmp_path / "q.pth", tmp_path / "r.pth"), every())
+    half = convert(tmp_path / "q.pth", tmp_path / "s.pth", "--dtype", "f16")
+    same(half, {key: tensor.to(torch.float16) for key, tensor in every().items()})
+
+
+def test_parts_that_are_left(tmp_path: Path) -> None:
+    """What is no longer whole is written as the tensors that are there; so are all of them where the format has none."""
+    torch.save(every(), tmp_path / "m.pth")
+    loaded = convert(tmp_path / "m.pth", tmp_path / "o.pth", "--exclude", "coo.values", "--exclude", "bs?.**")
+    assert loaded["coo.indices"].shape == (2, every()["coo"]._nnz()) and loaded["csr"].layout == torch.sparse_csr
+    assert "coo" not in loaded and "coo.values" not in loaded
+    argv = ["convert", str(tmp_path / "m.pth"), str(tmp_path / "o.safetensors")]
+    assert run([*argv, "--strict", "-q"]) == 2 and run([*argv, "-q"]) == 0
+    assert {"coo.indices", "coo.values", "plain"} <= set(open_checkpoint(tmp_path / "o.safetensors"))

@@ -28,6 +28,7 @@ from wtool.errors import (
 )
 from wtool.keys import natural
 from wtool.plan import WritePlan, plan_write
+from wtool.sparse import without_sizes
 from wtool.tensor import LazyTensor
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _BLOW_UP = 64  # and then how many times the source the output may be
 class Loss:
     """Something of the source that the output will not hold.
 
-    `kind`: section, extras, metadata, object, tied, overflow, unmatched or inexact (by a recipe).
+    `kind`: section, extras, metadata, object, tied, sparse, overflow, unmatched or inexact (by a recipe).
     """
 
     kind: str
@@ -140,8 +141,6 @@ def plan_save(
         raise UsageError(f"unknown policy for tied tensors '{tied}'", hint="one of " + ", ".join(TIED_POLICIES))
     if max_shard is not None and not adapter.capabilities.sharded:
         raise UsageError(f"{adapter.name} output cannot be cut into shards", path=path, hint="write safetensors")
-    if checkpoint.sparse and not adapter.capabilities.sparse:
-        raise UsageError(f"{adapter.name} has no sparse tensors of torch's", path=path, hint="--store bitmask, csr or auto")
     _check_dtypes(checkpoint, adapter)
     _check_size(checkpoint)
     policy = tied or ("keep-one" if adapter.capabilities.ties else "duplicate")
@@ -174,7 +173,7 @@ def plan_save(
         max_shard=max_shard,
         folder=registry.is_folder_target(path),
         keep=keep,
-        sparse=checkpoint.sparse,
+        sparse=checkpoint.sparse if adapter.capabilities.sparse else (),
     )
     sink = adapter.create(request)
     layout = sink.layout
@@ -294,7 +293,10 @@ def _losses(checkpoint: Checkpoint, whole: Checkpoint, adapter: FormatAdapter, m
             losses.append(Loss("section", section.name, len(section.keys), nbytes, "was not chosen (--section all takes it)"))
     structure = _structure(checkpoint, adapter)
     kept = adapter.capabilities.extras and structure is not None
-    for name, value in whole.extras.items():
+    if not adapter.capabilities.sparse:
+        why = f"{adapter.name} has no sparse tensors: the parts are written as tensors"
+        losses += [Loss("sparse", one.key, len(one.parts), 0, why) for one in checkpoint.sparse]
+    for name, value in without_sizes(whole.extras, {one.key for one in whole.sparse}).items():
         if name == OBJECT_GRAPH or (adapter.name == "gguf" and structure is not None):
             continue  # every name of the graph is a key; and GGUF's own are written as they were
         why = f"{adapter.name} holds tensors only" if not adapter.capabilities.extras else "is not part of the state dict"

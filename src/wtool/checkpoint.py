@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -69,13 +69,23 @@ class TensorRef:
 class SparseTensor:
     """Tensors that are the `parts` of one of torch's sparse tensors: its key, its layout ("torch.sparse_csr"), its shape.
 
-    The parts are full keys, in the order in which torch takes them.
+    The parts are full keys, in the order in which torch takes them. `coalesced` is what the file says of COO, if anything.
     """
 
     key: str
     layout: str
     parts: tuple[str, ...]
     shape: tuple[int, ...]
+    coalesced: bool | None = None
+
+    def renamed(self, names: Callable[[str], str]) -> SparseTensor | None:
+        """With other keys; None where the parts are no longer named as parts of one tensor."""
+        suffixes = [part.removeprefix(f"{self.key}.") for part in self.parts]
+        parts = tuple(names(part) for part in self.parts)
+        found = {part.removesuffix(f".{suffix}") for part, suffix in zip(parts, suffixes, strict=True)}
+        if len(found) != 1 or any(part in found for part in parts):
+            return None
+        return replace(self, key=found.pop(), parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     - `sections`: the parts; together they hold every key once.
     - `globals`: names that a pickle would have called. `warnings`: what the reader noticed.
     - `history`: the operations done so far.
-    - `sparse`: what a format that has sparse tensors is to write as such. A reader leaves it empty.
+    - `sparse`: which tensors are parts of sparse ones, for formats that can write these. Their places in `structure` have
+      their keys. Those of which a part is missing mean nothing.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -177,6 +188,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
             tensors=tensors,
             structure=None,
             sections=(Section(section.name, section.kind, tuple(tensors)),),
+            sparse=tuple(
+                renamed
+                for one in self.sparse
+                if all(part.startswith(section.prefix) for part in one.parts)
+                if (renamed := one.renamed(lambda key: key[skip:])) is not None
+            ),
         )
 
     def with_tensors(self, tensors: Iterable[LazyTensor], *, operation: Operation | None = None) -> Checkpoint:

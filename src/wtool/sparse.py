@@ -85,3 +85,18 @@ def _sizes(extras: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], str]]:
                 elif depth < _DEEP:
                     stack.append((f"{prefix}{name}.", value, depth + 1))
     return found
+
+
+def without_sizes(extras: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
+    """The extras without torch's notes on these tensors, and without what was only there to hold these."""
+    found = {}
+    for name, value in extras.items():
+        key = f"{prefix}{name}"
+        if key in keys and isinstance(value, Mapping):
+            continue
+        if isinstance(value, Mapping) and any(one.startswith(f"{key}.") for one in keys):
+            value = without_sizes(value, keys, f"{key}.")
+            if not value:
+                continue
+        found[name] = value
+    return found

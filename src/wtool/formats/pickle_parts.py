@@ -22,11 +22,12 @@ class Stored(NamedTuple):
 
 
 class StoredSparse(NamedTuple):
-    """One of torch's sparse tensors, of the layout "torch.sparse_coo" (coalesced) or "torch.sparse_csr"."""
+    """One of torch's sparse tensors, of a layout such as "torch.sparse_csr"; of COO, whether it is `coalesced`, if known."""
 
     layout: str
     parts: tuple[Stored, ...]
     shape: Shape
+    coalesced: bool | None = None
 
 
 class Pickled(NamedTuple):

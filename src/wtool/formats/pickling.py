@@ -241,7 +241,7 @@ class _Writer:
 
     def _save_sparse(self, sparse: StoredSparse) -> None:
         """`_rebuild_sparse_tensor` of the layout and (parts, shape[, coalesced]) (torch/_tensor.py, `_reduce_ex_internal`)."""
-        layout, parts, shape = sparse
+        layout, parts, shape, coalesced = sparse
         self._name("torch._utils", "_rebuild_sparse_tensor")
         known = self._memo.get(("layout", layout))
         if known is None:
@@ -253,15 +253,16 @@ class _Writer:
             self._put(("layout", layout))
         else:
             self.out += known
-        coo = layout == "torch.sparse_coo"
-        self.out += _MARK  # four in either layout
+        flag = b"" if coalesced is None else _TRUE if coalesced else _FALSE
+        count = len(parts) + 1 + len(flag)
+        self.out += _MARK if count > 3 else b""
         for part in parts:
             self._save_tensor(part)
         self._name("torch", "Size")
         self._sizes(shape)
         self.out += _TUPLES[1]
         self._call()
-        self.out += (_TRUE if coo else b"") + _TUPLE
+        self.out += flag + _TUPLES.get(count, _TUPLE)
         self._put()
         self.out += _TUPLES[2]
         self._call()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from wtool.dtypes import DType
 from wtool.errors import CorruptError, KeyClashError
 from wtool.kernels.bitmask import matrix, row_bytes, segments, unpack
 from wtool.ops.coo import Gathered, checked
-from wtool.sparse import METADATA, Stored, stored_sparse
+from wtool.sparse import METADATA, Stored, stored_sparse, without_sizes
 from wtool.tensor import BLOCK, LazyTensor
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ class Densify:
                 for section in checkpoint.sections
             ),
             metadata={key: text for key, text in checkpoint.metadata.items() if key != METADATA},
-            extras=_without(checkpoint.extras, {stored.key for stored in found if stored.size is not None}),
+            extras=without_sizes(checkpoint.extras, {stored.key for stored in found if stored.size is not None}),
             structure=None,
+            sparse=tuple(one for one in checkpoint.sparse if one.key not in dense),
             warnings=tuple(warning for warning in checkpoint.warnings if warning.code != "sparse"),
             history=(*checkpoint.history, self),
         )
@@ -100,21 +101,6 @@ def _shape(key: str, tensor: LazyTensor) -> tuple[int, ...]:
 
 def _corrupt(key: str, why: str) -> CorruptError:
     return CorruptError(f"'{key}', stored sparse, is damaged: {why}")
-
-
-def _without(extras: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
-    """The extras without torch's notes on these tensors, and without what was only there to hold these."""
-    found = {}
-    for name, value in extras.items():
-        key = f"{prefix}{name}"
-        if key in keys and isinstance(value, Mapping):
-            continue
-        if isinstance(value, Mapping) and any(one.startswith(f"{key}.") for one in keys):
-            value = _without(value, keys, f"{key}.")
-            if not value:
-                continue
-        found[name] = value
-    return found
 
 
 @dataclass(frozen=True, eq=False)

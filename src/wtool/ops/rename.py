@@ -91,6 +91,12 @@ def rekeyed(checkpoint: Checkpoint, names: Mapping[str, str], operation: Operati
         tensors={names[key]: tensor.renamed(names[key]) for key, tensor in checkpoint.items()},
         sections=tuple(sections),
         structure=None if changed else checkpoint.structure,
+        sparse=tuple(
+            found
+            for one in checkpoint.sparse
+            if all(part in names for part in one.parts)
+            if (found := one.renamed(names.__getitem__)) is not None
+        ),
         warnings=(*checkpoint.warnings, *warnings),
         history=(*checkpoint.history, operation),
     )

@@ -62,8 +62,9 @@ class Store:
         changed = replace(checkpoint, tensors=tensors, sections=sections, history=history)
         if self.layout not in TORCH:
             return replace(changed, structure=None)
+        coalesced = True if self.layout == "torch-coo" else None
         sparse = (
-            SparseTensor(key, TORCH[self.layout], tuple(part.key for part in parts), checkpoint[key].shape)
+            SparseTensor(key, TORCH[self.layout], tuple(part.key for part in parts), checkpoint[key].shape, coalesced)
             for key, parts in new.items()
         )
         return replace(changed, sparse=(*checkpoint.sparse, *sparse))

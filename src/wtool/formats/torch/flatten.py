@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from wtool.bytesource import ByteSource
-from wtool.checkpoint import Node, Opaque, Section, SectionKind, TensorRef, Warning
+from wtool.checkpoint import Node, Opaque, Section, SectionKind, SparseTensor, TensorRef, Warning
 from wtool.errors import CorruptError, KeyClashError, LimitError, UnsupportedError
 from wtool.formats.pickle_objects import MAX_DEPTH, Inert, Pairs
 from wtool.formats.torch.plain import Plain, opaque, plain_key
 from wtool.formats.torch.sections import plan_sections
 from wtool.formats.torch.survey import Aside, Survey, children, key_text, tensor
 from wtool.formats.torch.values import Group, Meta, View, Wrapped
+from wtool.sparse import TORCH_PARTS
 from wtool.tensor import Box, LazyTensor, TensorSpec, c_strides
 
 _DEEP_STRUCTURE = 100  # levels; writers and renderers may recurse on what is handed to them
@@ -31,6 +32,7 @@ class Flat(NamedTuple):
     extras: Mapping[str, Any]
     sections: tuple[Section, ...]
     warnings: list[Warning]
+    sparse: tuple[SparseTensor, ...] = ()
 
 
 class _Frame:
@@ -62,6 +64,7 @@ class _Flattening:
         self.tensors: dict[str, LazyTensor] = {}
         self.members: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {"sparse": [], "quantized": [], "nested": [], "attributes": [], "subclass": []}
+        self.sparse: list[SparseTensor] = []
         self.key_bytes = 0
         self.items = _FREE_ITEMS + nbytes
         self.keep_structure = True
@@ -165,14 +168,23 @@ class _Flattening:
         return dict(frame.shown)
 
     def join_group(self, frame: _Frame, above: _Frame) -> None:
-        """The parts of a group stand beside one another in the dict that held it; a list has no place for them."""
+        """The parts of a group stand beside one another in the dict that held it; a list has no place for them.
+
+        But a sparse tensor has one place, for those who can write it.
+        """
+        if frame.shown:
+            above.shown.append((key_text(frame.key), dict(frame.shown)))
+        sparse = _sparse(frame)
+        if sparse is not None and sparse.key not in self.tensors:
+            self.sparse.append(sparse)
+            dotted = above.local or isinstance(above.thing, Inert)
+            above.built.append((above.local + key_text(frame.key) if dotted else frame.key, TensorRef(sparse.key)))
+            return
         if type(above.thing) not in (Pairs, Inert):
             self.keep_structure = False
         for suffix, value in frame.built:
             name = f"{key_text(frame.key)}.{suffix}" if suffix else key_text(frame.key)
             above.built.append((above.local + name, value))
-        if frame.shown:
-            above.shown.append((key_text(frame.key), dict(frame.shown)))
 
     def sections(self) -> tuple[Section, ...]:
         kinds = dict(self.plan.values())
@@ -203,6 +215,21 @@ class _Flattening:
         return self.survey.warnings + notes
 
 
+def _sparse(frame: _Frame) -> SparseTensor | None:
+    """What a group of parts is, if it is all there."""
+    if frame.thing.kind != "sparse":
+        return None
+    told = dict(frame.thing.parts)
+    layout, size = told["layout"], told["size"]
+    refs = {name: value.key for name, value in frame.built if type(value) is TensorRef}
+    names = TORCH_PARTS.get(layout, ())
+    if not names or not all(name in refs for name in names) or not isinstance(size, tuple):
+        return None
+    if not all(type(length) is int and 0 <= length < _MAX for length in size):
+        return None
+    return SparseTensor(frame.prefix[:-1], layout, tuple(refs[name] for name in names), size, frame.thing.coalesced)
+
+
 def flatten(root: Any, name: str, nbytes: int) -> Flat:
     """Keys joined with dots, in the order of the file. `name` is the file's, for messages; `nbytes` are those of its pickle.
 
@@ -216,6 +243,7 @@ def flatten(root: Any, name: str, nbytes: int) -> Flat:
         extras if isinstance(extras, dict) else {"object": extras},
         work.sections(),
         work.warnings(),
+        tuple(work.sparse),
     )
 
 

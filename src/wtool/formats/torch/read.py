@@ -60,6 +60,7 @@ def _open(probe: Probe, source: ByteSource) -> Checkpoint:
         sections=sections,
         globals=globals_,
         warnings=tuple(warnings),
+        sparse=flat.sparse,
     )
 
 

@@ -161,7 +161,8 @@ def _sparse(args: Args) -> Any:
     else:
         raise UnsupportedError(f"sparse tensors of layout {layout} cannot be read")
     parts: list[tuple[str, Any]] = list(zip(names, data, strict=False))
-    return Group("sparse", [*parts, ("size", data[len(names)]), ("layout", layout)])
+    coalesced = data[3] if kind == "sparse_coo" and len(data) > 3 and type(data[3]) is bool else None
+    return Group("sparse", [*parts, ("size", data[len(names)]), ("layout", layout)], coalesced)
 
 
 def _sparse_csr(args: Args) -> Any:

@@ -69,11 +69,12 @@ class Meta:
 class Group:
     """A tensor that is stored as several: `parts` are (suffix, View or plain value); the suffix "" is the tensor itself."""
 
-    __slots__ = ("kind", "parts")
+    __slots__ = ("coalesced", "kind", "parts")
 
-    def __init__(self, kind: str, parts: list[tuple[str, Any]]) -> None:
+    def __init__(self, kind: str, parts: list[tuple[str, Any]], coalesced: bool | None = None) -> None:
         self.kind = kind
         self.parts = parts
+        self.coalesced = coalesced  # of a sparse tensor
 
 
 class Wrapped(Inert):

@@ -74,7 +74,9 @@ def create(request: SaveRequest) -> TensorSink:
     shards = split(untied, request.max_shard, pattern)
     owners = {key: key for key in (spec.key for spec in untied)} | dict(request.tied)
     if request.sparse and len(shards) > 1:
-        raise UsageError("torch's sparse tensors are written into one file", path=request.target, hint="no --max-shard")
+        raise UsageError(
+            "torch's sparse tensors are written into one file", path=request.target, hint="no --max-shard, or --densify"
+        )
     archives = []
     for name, specs in shards.items():
         kept = {spec.key: spec for spec in specs}
@@ -109,12 +111,13 @@ def _stored(spec: TensorSpec) -> Stored:
 
 def _joined(request: SaveRequest, stored: dict[str, Stored]) -> dict[str, Stored | StoredSparse]:
     """The table with each sparse tensor in place of the first of its parts."""
-    at = {one.parts[0]: one for one in request.sparse if all(part in stored for part in one.parts)}
+    whole = (one for one in request.sparse if one.key not in stored and all(part in stored for part in one.parts))
+    at = {one.parts[0]: one for one in whole}
     inner = {part for one in at.values() for part in one.parts}
     table: dict[str, Stored | StoredSparse] = {}
     for key, tensor in stored.items():
         if (one := at.get(key)) is not None:
-            table[one.key] = StoredSparse(one.layout, tuple(stored[part] for part in one.parts), one.shape)
+            table[one.key] = StoredSparse(one.layout, tuple(stored[part] for part in one.parts), one.shape, one.coalesced)
         elif key not in inner:
             table[key] = tensor
     return table
