@@ -112,12 +112,13 @@ class TileJob(NamedTuple):
 
 
 class PartPlace(NamedTuple):
-    """Where part number `number` of an encoding goes."""
+    """Where part number `number` of an encoding goes; if `turned`, as its transpose."""
 
     number: int
     key: str
     file: int
     at: int
+    turned: bool = False
 
 
 class EncodeJob(NamedTuple):
@@ -198,9 +199,9 @@ def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
         if not slot.nbytes:
             continue
         span = tensor.span
-        made = _whole_part(tensor)
+        made, turned = _whole_part(tensor, layout.checksum is None)
         if made is not None:
-            place = PartPlace(made.number, slot.key, slot.file, slot.offset)
+            place = PartPlace(made.number, slot.key, slot.file, slot.offset, turned)
             if id(made.encoding) not in encodings:
                 jobs.append(EncodeJob(made.encoding, 0, made.encoding.rows, ()))
                 plain = made.encoding.tensor.span is not None or not _gathered(made.encoding.tensor)
@@ -239,17 +240,22 @@ def _shared(job: Job, encodings: Mapping[int, Sequence[PartPlace]], whole: bool)
         return
     encoding, step = job.encoding, job.encoding.codec.step
     places = tuple(encodings[id(encoding)])
-    many = max(ENCODE_PIECE // max(encoding.columns, 1) // step, 1) * step if not whole else max(encoding.rows, 1)
+    piece = ENCODE_PIECE * (4 if any(place.turned for place in places) else 1)  # the more rows, the longer are the runs
+    many = max(piece // max(encoding.columns, 1) // step, 1) * step if not whole else max(encoding.rows, 1)
     for first in range(0, encoding.rows, many):
         yield EncodeJob(encoding, first, min(first + many, encoding.rows), places)
 
 
-def _whole_part(tensor: LazyTensor) -> Coded | None:
-    """The part of an encoding that a tensor is, as it is."""
+def _whole_part(tensor: LazyTensor, turn: bool) -> tuple[Coded | None, bool]:
+    """The part of an encoding that a tensor is, as it is or (if it may be) transposed, and whether it is."""
     box = tensor.boxes[0]
     if tensor.kernels or not isinstance(box.source, Coded) or tensor.nbytes != box.source.size:
-        return None
-    return box.source if c_ordered(box.shape, box.strides) else None
+        return None, False
+    if c_ordered(box.shape, box.strides):
+        return box.source, False
+    shape = box.source.encoding.parts[box.source.number].shape
+    turned = len(shape) == 2 and box.shape == shape[::-1] and box.strides == (1, shape[1])
+    return (box.source, True) if turn and turned and len(tensor.boxes) == 1 else (None, False)
 
 
 def _gathered(tensor: LazyTensor) -> bool:

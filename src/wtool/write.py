@@ -6,25 +6,20 @@ times when the kernel is told after each piece to begin bringing it to the disk,
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wtool.adapter import TensorSink
 from wtool.bytesource import ByteSource
 from wtool.plan import CopyJob, EncodeJob, Job, Patch, TileJob, WritePlan, tiled
 from wtool.quantized import raw
-from wtool.stage import Stage, write_failure
+from wtool.slots import Out, Progress, Stopped, Turned, pwrite
+from wtool.stage import Stage
 from wtool.tensor import BLOCK, STRIPE, Tally
 
-_WRITE_BEHIND = 16 << 20  # bytes after which the kernel is told to begin writing
-_LONG = 256 << 10  # bytes of a scattered run of which the same is true at once: hardly any page is shared with another
-
-Progress = Callable[[int], None]
 _MEMORY = 2 * (STRIPE + 8 * BLOCK)  # bytes of blocks, however many threads there are, unless the caller says
 _BATCH = 4 << 20  # bytes of jobs that are handed to a thread together
 _local = threading.local()
@@ -48,10 +43,6 @@ class Done:
     sums: Mapping[str, int]
 
 
-class _Stop(Exception):
-    """Another job failed: give up quietly."""
-
-
 class _Gate:
     """Who is at work. The files are closed after `shut`, so it returns when the last one has left, and nobody enters any more.
 
@@ -66,7 +57,7 @@ class _Gate:
     def __enter__(self) -> None:
         with self._changed:
             if self.stop.is_set():
-                raise _Stop
+                raise Stopped
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -78,71 +69,6 @@ class _Gate:
         self.stop.set()
         with self._changed:
             self._changed.wait_for(lambda: not self._inside)
-
-
-class _Out:
-    """Sequential writes into one file from one place on, with its checksum, progress and write-behind."""
-
-    def __init__(
-        self, stage: Stage, file: int, at: int, checksum: str | None, progress: Progress | None, stop: threading.Event
-    ) -> None:
-        self._fd, self._path, self._at, self._begun = stage.fds[file], stage.paths[file], at, at
-        self._progress, self._stop = progress, stop
-        self._extend = _checksum(checksum)
-        self.sum = 0
-
-    def write(self, view: memoryview) -> None:
-        if self._stop.is_set():
-            raise _Stop
-        if self._extend is not None:
-            self.sum = self._extend(self.sum, view)
-        nbytes = len(view)
-        _pwrite(self._fd, view, self._at, self._path)
-        self._at += nbytes
-        if self._at - self._begun >= _WRITE_BEHIND:
-            self.flush()
-        if self._progress is not None:
-            self._progress(nbytes)
-
-    def scatter(self, places: Sequence[int], view: memoryview) -> None:
-        """Write runs of one length, one behind the other in `view`, to places counted from the beginning. No checksum."""
-        if self._stop.is_set():
-            raise _Stop
-        nbytes = len(view) // len(places)
-        for number, place in enumerate(places):
-            _pwrite(self._fd, view[number * nbytes : (number + 1) * nbytes], self._at + place, self._path)
-            if self._extend is None and nbytes >= _LONG:
-                self._begin(self._at + place, nbytes)
-        if self._progress is not None:
-            self._progress(len(view))
-
-    def finish(self, nbytes: int, block: int) -> None:
-        """After the last run was scattered: sum up what is there (the kernel still has it) if there is a checksum."""
-        end = self._at + nbytes
-        while self._extend is not None and self._at < end:
-            if self._stop.is_set():
-                raise _Stop
-            try:
-                data = os.pread(self._fd, min(block, end - self._at), self._at)
-            except OSError as error:
-                raise write_failure(error, self._path) from None
-            assert data, "the file has its full length"
-            self.sum = self._extend(self.sum, memoryview(data))
-            self._at += len(data)
-            if self._at - self._begun >= _WRITE_BEHIND:
-                self.flush()
-        self._at = end
-        self.flush()
-
-    def flush(self) -> None:
-        self._begin(self._begun, self._at - self._begun)
-        self._begun = self._at
-
-    def _begin(self, at: int, nbytes: int) -> None:
-        """Ask the kernel to begin writing what is there; POSIX_FADV_DONTNEED does that and does not wait."""
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # advice: where it is not taken, fsync does it all
-                os.posix_fadvise(self._fd, at, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def run(
@@ -178,7 +104,7 @@ def run(
         tally: Tally = {}
         if isinstance(job, EncodeJob):
             return Done(job, tally, encode(job))
-        out = _Out(stage, job.file, job.at, checksum, progress, gate.stop)
+        out = Out(stage, job.file, job.at, checksum, progress, gate.stop)
         if isinstance(job, CopyJob):
             _copy(job.source, job.offset, job.nbytes, block, out)
         elif isinstance(job, TileJob):
@@ -197,19 +123,21 @@ def run(
         return Done(job, tally, dict.fromkeys(job.keys, out.sum) if checksum else {})
 
     def encode(job: EncodeJob) -> dict[str, int]:
-        outs = [
-            _Out(stage, place.file, place.at + job.bounds(place)[0], checksum, progress, gate.stop) for place in job.places
-        ]
+        outs: list[Out | Turned] = []
+        for place in job.places:
+            low = job.bounds(place)[0]
+            out = Out(stage, place.file, place.at + (0 if place.turned else low), checksum, progress, gate.stop)
+            outs.append(Turned(out, job.encoding.parts[place.number], low, stripe // 4) if place.turned else out)
         for _, parts in job.encoding.runs(job.first, job.last, stripe):
-            for place, out in zip(job.places, outs, strict=True):
-                out.write(raw(parts[place.number]).data)
-        for out in outs:
-            out.flush()
-        return {place.key: out.sum for place, out in zip(job.places, outs, strict=True)} if checksum else {}
+            for place, one in zip(job.places, outs, strict=True):
+                one.write(raw(parts[place.number]).data)
+        for one in outs:
+            one.flush()
+        return {place.key: one.sum for place, one in zip(job.places, outs, strict=True)} if checksum else {}
 
     def patch(patches: Iterable[Patch]) -> None:
         for file, at, data in patches:
-            _pwrite(stage.fds[file], memoryview(data), at, stage.paths[file])
+            pwrite(stage.fds[file], memoryview(data), at, stage.paths[file])
 
     patch(plan.layout.patches)
     results = _run_all(work, _batches(todo), jobs, executor, gate)
@@ -263,17 +191,7 @@ def _run_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _pwrite(fd: int, view: memoryview, at: int, path: str) -> None:
-    """All of `view`: the system may take less at once. Raises WriteError."""
-    done = 0
-    try:
-        while done < len(view):
-            done += os.pwrite(fd, view[done:], at + done)
-    except OSError as error:
-        raise write_failure(error, path) from None
-
-
-def _copy(source: ByteSource, offset: int, nbytes: int, block: int, out: _Out) -> None:
+def _copy(source: ByteSource, offset: int, nbytes: int, block: int, out: Out) -> None:
     buffer: memoryview | None = getattr(_local, "buffer", None)
     if buffer is None or len(buffer) != block:
         buffer = _local.buffer = memoryview(bytearray(block))
@@ -285,16 +203,3 @@ def _copy(source: ByteSource, offset: int, nbytes: int, block: int, out: _Out) -
         done += len(piece)
     if nbytes >= _BATCH:
         out.flush()
-
-
-def _checksum(name: str | None) -> Callable[[int, memoryview], int] | None:
-    if name is None:
-        return None
-    if name == "crc32":
-        from zlib import crc32
-
-        return lambda value, view: crc32(view, value)
-    assert name == "crc32c", name
-    from google_crc32c import extend
-
-    return lambda value, view: extend(value, bytes(view))
