@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wtool.api import open_checkpoint, plan_save, save
 from wtool.errors import CorruptError, DtypeError, NotFiniteError, UsageError
 from wtool.layout import parse_scheme
 from wtool.layouts import registry
+from wtool.plan import EncodeJob
 
 GPTQ = registry.layout("gptq")
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
@@ -128,6 +130,30 @@ def test_a_matrix_of_many_slabs(tmp_path: Path) -> None:
     assert np.array_equal(decoded.array(), plain(parts, 4))
     streamed = np.concatenate([block.copy() for block in decoded.blocks(1 << 18, stripe=1 << 20)])
     assert np.array_equal(streamed.reshape(decoded.shape), plain(parts, 4))
+
+
+def test_parts_are_turned_while_they_are_written(tmp_path: Path) -> None:
+    """In one pass, piece by piece; where slots have checksums, one after the other."""
+    tensors = {
+        "m.weight": contract.lazy("m.weight", contract.weights((264, 4096))),
+        "n.weight": contract.lazy("n.weight", contract.weights((8, 64), seed=1)),
+    }
+    made = contract.quantize("gptq", "int4:g64", tensors)
+    expected = {key: one.array().tobytes() for key, one in made.tensors.items()}
+    plan = plan_save(made, str(tmp_path / "one.safetensors"))
+    encoded = [job for job in plan.plan.jobs if isinstance(job, EncodeJob)]
+    assert {key for job in encoded for key in job.keys} == {
+        f"{name}.{part}" for name in "mn" for part in ("qweight", "scales")
+    }
+    for name, options in (
+        ("one.safetensors", {}),
+        ("two.safetensors", {"memory": 1 << 18}),
+        ("three.index", {}),
+        ("four.pth", {}),
+    ):
+        save(plan_save(made, str(tmp_path / name)), jobs=2, **options)
+        again = open_checkpoint(str(tmp_path / name))
+        assert {key: one.array().tobytes() for key, one in again.tensors.items()} == expected
 
 
 def test_what_is_refused() -> None:

@@ -21,7 +21,7 @@ from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack_awq, unpack_awq
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import Columns, blocks, misfit, turned, width
+from wtool.layouts.columns import misfit, turned
 from wtool.layouts.telling import damaged
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
@@ -86,12 +86,11 @@ class Awq:
 
     def parts(self, tensor: LazyTensor, scheme: Scheme, seen: Seen | None) -> list[LazyTensor]:
         assert isinstance(scheme.group, int)
-        rows = Rows(Affine(4, scheme.group, False, dtype("f16"), scheme.searches))
-        wide = width(tensor.shape, scheme.group)
-        encoding = Encoding(tensor.key, blocks(as_f32(tensor), wide), Columns(rows, tensor.shape[0]))
+        affine = Affine(4, scheme.group, False, dtype("f16"), scheme.searches)
+        encoding = Encoding(tensor.key, as_f32(tensor), Rows(affine))
         stem = tensor.key.removesuffix(".weight")
         names = {"qweight": 0, "qzeros": 2, "scales": 1}
-        return [encoding.part(number, f"{stem}.{name}") for name, number in names.items()]
+        return [turned(encoding.part(number, f"{stem}.{name}")) for name, number in names.items()]
 
     def config(self, chosen: Mapping[str, Scheme], kept: Sequence[str]) -> dict[str, Any]:
         groups = {scheme.group for scheme in chosen.values()}

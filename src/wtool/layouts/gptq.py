@@ -25,7 +25,7 @@ from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack, unpack
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import Columns, blocks, misfit, turned, width
+from wtool.layouts.columns import misfit, turned
 from wtool.layouts.telling import damaged, told_of, usual_scheme
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
@@ -124,16 +124,15 @@ class Gptq:
         outputs, inputs = tensor.shape
         bits, group = _BITS[scheme.name], scheme.group
         affine = Affine(bits, group, True, scale_dtype(tensor.dtype), scheme.searches)
-        rows = Rows(affine, 0)
-        encoding = Encoding(tensor.key, blocks(as_f32(tensor), width(tensor.shape, group)), Columns(rows, outputs))
+        encoding = Encoding(tensor.key, as_f32(tensor), Rows(affine, 0))
         stem = tensor.key.removesuffix(".weight")
         zeros = pack(np.full((1, outputs), (1 << bits - 1) - 1, np.uint8), bits)
         groups = MemoryBytes((np.arange(inputs, dtype="<i4") // group).tobytes(), "groups")
         i32, shape = dtype("i32"), (inputs // group, zeros.shape[1])
         return [
-            encoding.part(0, f"{stem}.qweight"),
+            turned(encoding.part(0, f"{stem}.qweight")),
             LazyTensor.strided(f"{stem}.qzeros", i32, shape, MemoryBytes(zeros.tobytes(), "zero points"), 0, (0, 1)),
-            encoding.part(1, f"{stem}.scales"),
+            turned(encoding.part(1, f"{stem}.scales")),
             LazyTensor.contiguous(f"{stem}.g_idx", i32, (inputs,), groups, 0),
         ]
 
