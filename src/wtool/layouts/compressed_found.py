@@ -45,6 +45,8 @@ def _found(layout: str, tensors: Mapping[str, LazyTensor]) -> Iterator[Quantized
             yield _nvfp4(layout, stem, tensor, scale, whole, more)
         elif packed and row == "u8" and scale.dtype.name == "u8":
             size = (tensor.shape[0], 2 * tensor.shape[1])
+            if scale.shape != (size[0], size[1] / 32):
+                raise damaged(stem, f"scales of shape {list(scale.shape)} do not fit codes of {list(tensor.shape)}")
             yield made(
                 layout, stem, size, dtype("bf16"), Scheme("mxfp4", 32), [tensor, scale], MxFloats(MxFloat4(dtype("f32")))
             )
@@ -114,6 +116,8 @@ def _nvfp4(
     layout: str, key: str, packed: LazyTensor, scale: LazyTensor, whole: LazyTensor, more: Sequence[LazyTensor]
 ) -> Quantized:
     size = (packed.shape[0], 2 * packed.shape[1])
+    if scale.shape != (size[0], size[1] / 16):
+        raise damaged(key, f"scales of shape {list(scale.shape)} do not fit codes of {list(packed.shape)}")
     if whole.elements != 1 or not whole.dtype.floating:
         raise damaged(key, f"its global scale is {whole.dtype} {list(whole.shape)}")
     codec = NvFloats(NvFloat4(dtype("f32")), float(whole.array().reshape(-1)[0]))

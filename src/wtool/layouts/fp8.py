@@ -41,6 +41,8 @@ class SmallFloats(Reading):
     def _modelopt(
         self, key: str, codes: LazyTensor, scale: LazyTensor, second: LazyTensor, more: list[LazyTensor]
     ) -> Quantized:
+        if scale.shape != (codes.shape[0], codes.shape[1] / 8):
+            raise damaged(key, f"scales of shape {list(scale.shape)} do not fit codes of {list(codes.shape)}")
         if second.elements != 1 or not second.dtype.floating:
             raise damaged(key, f"its weight_scale_2 is {second.dtype} {list(second.shape)}")
         size = (codes.shape[0], 2 * codes.shape[1])
