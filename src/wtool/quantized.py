@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
-from wtool.boxes import Shape
+from wtool.boxes import Shape, c_ordered
 from wtool.dtypes import DType, dtype
 from wtool.errors import CorruptError, DtypeError, NotFiniteError
 from wtool.tensor import STRIPE, LazyTensor, Tally
@@ -229,11 +229,14 @@ class Decoded:
     def stream(self, nbytes: int, stripe: int) -> Iterator[Array]:
         """All in turn, as LazyTensor.blocks."""
         some = max(nbytes // 4, 1)
-        plain = all(tensor.span is not None for tensor in self.tensors)
-        for _, _, values in self.slabs(0, self.rows, SLAB if plain else stripe // 4):
+        for _, _, values in self.slabs(0, self.rows, self.ahead(stripe)):
             flat = values.reshape(-1)
             for start in range(0, len(flat), some):
                 yield flat[start : start + some]
+
+    def ahead(self, stripe: int = STRIPE) -> int:
+        """For how many elements parts are best read at once: for more than a slab where they must be gathered."""
+        return SLAB if all(tensor.span is not None for tensor in self.tensors) else max(stripe // 4, SLAB)
 
     def slabs(self, first: int, last: int, elements: int) -> Iterator[tuple[int, list[Array], Array]]:
         """Rows from `first`, a multiple of the step, to `last`: where a slab begins, its parts, and its values.
@@ -273,3 +276,11 @@ def decoded(key: str, tensors: Sequence[LazyTensor], codec: Codec, shape: Shape)
                 f"it would be {part.dtype} {list(part.shape)}"
             )
     return LazyTensor.contiguous(key, dtype("f32"), shape, Decoded(key, tuple(tensors), codec, rows, columns), 0)
+
+
+def decoding(tensor: LazyTensor) -> Decoded | None:
+    """What a tensor is all the values of, in their order; None if it is none of `decoded`."""
+    source = tensor.boxes[0].source if len(tensor.boxes) == 1 and not tensor.kernels else None
+    if not isinstance(source, Decoded) or tensor.nbytes != source.size:
+        return None
+    return source if c_ordered(tensor.boxes[0].shape, tensor.boxes[0].strides) else None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wtool.analysis.parallel import each
-from wtool.quantized import SLAB, Decoded
+from wtool.quantized import SLAB, decoding
 from wtool.tensor import LazyTensor
 from wtool.values import together
 
@@ -83,14 +83,9 @@ def damage(
     return totals
 
 
-def _decoded(tensor: LazyTensor) -> Decoded | None:
-    source = tensor.boxes[0].source
-    return source if isinstance(source, Decoded) and not tensor.kernels and tensor.span is not None else None
-
-
 def _pieces(one: LazyTensor, two: LazyTensor) -> Iterator[tuple[int, int]]:
     """Rows that one thread is given; all where values are only had in turn."""
-    source = _decoded(two)
+    source = decoding(two)
     if source is None or replace(one, kernels=()).span is None:
         yield 0, -1
         return
@@ -101,14 +96,14 @@ def _pieces(one: LazyTensor, two: LazyTensor) -> Iterator[tuple[int, int]]:
 
 def _runs(one: LazyTensor, two: LazyTensor, first: int, last: int) -> Iterator[tuple[Array, Array, int | None]]:
     """Runs of both, flat, and how many of the first lie beyond the range of the second's codes."""
-    source = _decoded(two)
+    source = decoding(two)
     if source is None or last < 0:
         for _, (x, y) in together((one, two)):
             yield x, y, None
         return
     ends = getattr(source.codec, "ends", lambda *_: None)
     room = np.empty(max(SLAB, source.codec.step * source.columns), one.stored.numpy()) if one.stored.itemsize else None
-    for row, parts, y in source.slabs(first, last, SLAB):
+    for row, parts, y in source.slabs(first, last, source.ahead()):
         low, high = row * source.columns, (row + len(y)) * source.columns
         x = one.flat(low, high, room if room is not None and room.size >= high - low else None)
         clipped = None
