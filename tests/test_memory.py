@@ -152,3 +152,22 @@ def test_counting_counts() -> None:
     source.pread(0, 4)
     source.readinto(4, memoryview(bytearray(6)))
     assert source.ranges == [(0, 4), (4, 6)] and source.total == 10
+
+
+QUANTIZE = """
+import sys
+from wtool.cli.app import run
+assert run(sys.argv[1:]) == 0
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("scheme", ["int4", "f8-e4m3:block", "nf4-nested", "q4_k:rtn"])
+def test_quantizing_and_its_report_take_constant_memory(tmp_path: Path, scheme: str) -> None:
+    """One matrix of 400 MB, whose parts and errors are made in pieces."""
+    sparse(tmp_path / "in.safetensors", {"a.weight": ("F32", [SIZE // 4096 // 4, 4096])})
+    target = "o.gguf" if scheme.startswith("q") else "o.safetensors"
+    argv = ["quantize", tmp_path / "in.safetensors", tmp_path / target, "--scheme", scheme, "-q", "-j", "2"]
+    done = subprocess.run([sys.executable, "-c", QUANTIZE, *map(str, argv)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < 120
