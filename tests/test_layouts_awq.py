@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from wtool.errors import CorruptError, DtypeError, NotFiniteError, UsageError
+from wtool.errors import CorruptError, DtypeError, NotFiniteError, UnsupportedError, UsageError
 from wtool.layout import parse_scheme
 from wtool.layouts import registry
 
@@ -128,6 +128,21 @@ PARTS = contract.arrays("awq", "int4:g32", contract.weights((32, 64)))
 @given(contract.damages(PARTS))
 def test_damaged_parts(parts: dict[str, Any]) -> None:
     contract.survives(parts, None, {})
+
+
+def test_what_is_neither_this_nor_gptq_is_said() -> None:
+    gone = {key: values for key, values in PARTS.items() if key != "m.scales"}
+    with pytest.raises(CorruptError, match="no scales"):
+        contract.dense(gone)
+    gemv = {
+        "m.qweight": np.zeros((32, 8), np.int32),
+        "m.qzeros": np.zeros((32, 1), np.int32),
+        "m.scales": np.zeros((32, 4), np.float16),
+    }
+    with pytest.raises(UnsupportedError, match="gemv"):
+        contract.dense(gemv, {"quantization_config": {"quant_method": "awq", "version": "gemv"}})
+    with pytest.raises(CorruptError, match=r"m\.weight"):
+        contract.dense(gemv)
 
 
 def test_damage_is_named() -> None:

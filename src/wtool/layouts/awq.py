@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wtool.dtypes import dtype
-from wtool.errors import UsageError
+from wtool.errors import CorruptError, UnsupportedError, UsageError
 from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack_awq, unpack_awq
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import misfit, turned
-from wtool.layouts.telling import damaged
+from wtool.layouts.columns import is_gptq, misfit, turned
+from wtool.layouts.telling import damaged, told_of
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
 
@@ -113,13 +113,25 @@ class Awq:
     def find(
         self, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, metadata: Mapping[str, str]
     ) -> list[Quantized]:
+        version = str(told_of(config).get("version", told_of(config).get("format", "gemm"))).lower()
         found = []
         for key, packed in tensors.items():
             stem = key.removesuffix(".qweight")
-            zeros, scales = tensors.get(f"{stem}.qzeros"), tensors.get(f"{stem}.scales")
-            if stem == key or zeros is None or scales is None or not _is_awq(packed, zeros, scales):
+            if stem == key or packed.dtype.name != "i32":
                 continue
-            found.append(_found(stem, packed, zeros, scales))
+            zeros, scales = tensors.get(f"{stem}.qzeros"), tensors.get(f"{stem}.scales")
+            if zeros is None and scales is None:
+                continue
+            if zeros is None or scales is None:
+                there = next(part for part in (zeros, scales) if part is not None)
+                missing = "qzeros" if zeros is None else "scales"
+                raise CorruptError(f"'{stem}.weight', stored quantized, is damaged: '{there.key}' is there, no {missing}")
+            if _is_awq(packed, zeros, scales):
+                found.append(_found(stem, packed, zeros, scales))
+            elif not is_gptq(packed, zeros, scales):
+                if version not in ("gemm", "gptq", "gptq_v2"):
+                    raise UnsupportedError(f"'{key}' lies as version {version} of AWQ has it: only gemm is read")
+                raise damaged(f"{stem}.weight", packed, zeros, scales)
         return found
 
 

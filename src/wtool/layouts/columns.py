@@ -26,3 +26,9 @@ def misfit(tensor: LazyTensor, scheme: Scheme, many: int) -> str | None:
     if outputs % many:
         return f"{outputs:,} rows are no multiple of {many}"
     return f"rows longer than {LONGEST:,}" if inputs > LONGEST else None
+
+
+def is_gptq(packed: LazyTensor, zeros: LazyTensor, scales: LazyTensor) -> bool:
+    """Whether these are GPTQ's qweight, qzeros and scales, by their shapes: AWQ's qweight has an eighth of the columns."""
+    whole = all(len(tensor.shape) == 2 for tensor in (packed, zeros, scales))
+    return whole and packed.dtype.name == "i32" and packed.shape[1] == scales.shape[1] and packed.elements > 0

@@ -25,7 +25,7 @@ from wtool.kernels.affine import Affine
 from wtool.kernels.packing import pack, unpack
 from wtool.layout import Quantized, Scheme, Seen, Wanted
 from wtool.layouts.codecs import as_f32
-from wtool.layouts.columns import misfit, turned
+from wtool.layouts.columns import is_gptq, misfit, turned
 from wtool.layouts.telling import damaged, told_of, usual_scheme
 from wtool.quantized import Encoding, Part, decoded
 from wtool.tensor import LazyTensor
@@ -170,15 +170,10 @@ class Gptq:
         for key, packed in tensors.items():
             stem = key.removesuffix(_STEM)
             zeros, scales = tensors.get(f"{stem}.qzeros"), tensors.get(f"{stem}.scales")
-            if stem == key or zeros is None or scales is None or not _is_gptq(packed, zeros, scales):
+            if stem == key or zeros is None or scales is None or not is_gptq(packed, zeros, scales):
                 continue
             found.append(_found(stem, packed, zeros, scales, tensors.get(f"{stem}.g_idx"), told))
         return found
-
-
-def _is_gptq(packed: LazyTensor, zeros: LazyTensor, scales: LazyTensor) -> bool:
-    whole = all(len(tensor.shape) == 2 for tensor in (packed, zeros, scales))
-    return whole and packed.dtype.name == "i32" and packed.shape[1] == scales.shape[1] and packed.elements > 0
 
 
 def _found(
