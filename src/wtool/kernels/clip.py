@@ -26,7 +26,7 @@ _RATIOS = {
 }
 _FINE = (0.92, 0.96, 0.98, 1.0)  # of more bits
 _WIDTHS = (32, 64, 128)
-_RUN = 128  # products that are added before the sum goes to f64
+_RUNS = (512, 128)  # products that are added before the sum goes to f64: the more, the coarser the parts
 _LONG = 64  # from where on vecdot is faster than einsum
 _WHOLE = 1.02  # at and above, no code is out of range
 
@@ -42,9 +42,10 @@ def search(table: Array, scales: Array, zeros: Array | None, bits: int, stored: 
     """
     widest = 1 << bits - (1 if zeros is None else 0)  # of |d|, and of |x / scale|
     unit, room = ("f4", 24) if bits <= 4 else ("f8", 53)
-    parts = np.float32((1 << room - 1) // _RUN // widest**2)  # half of what fits: a scale may have been rounded down
+    run = _run(table.shape[1])
+    parts = np.float32((1 << room - 1) // run // widest**2)  # half of what fits: a scale may have been rounded down
     fine = np.maximum(scales / parts, np.float32(2.0**-126))
-    dots, squares = _products(table, fine, zeros, bits, float(parts), unit)
+    dots, squares = _products(table, fine, zeros, bits, float(parts), run, unit)
     best = stored((fine * (dots / squares)).astype(np.float32))
     value = best / fine
     gains = value * (dots + dots - value * squares)
@@ -56,7 +57,9 @@ def search(table: Array, scales: Array, zeros: Array | None, bits: int, stored: 
     return chosen
 
 
-def _products(table: Array, fine: Array, zeros: Array | None, bits: int, parts: float, unit: str) -> tuple[Array, Array]:
+def _products(
+    table: Array, fine: Array, zeros: Array | None, bits: int, parts: float, run: int, unit: str
+) -> tuple[Array, Array]:
     """sum(x d) and sum(d d) [ratios, groups], x being in units of `fine`."""
     groups, width = table.shape
     ratios = np.array(_ratios(bits, zeros is None, width))
@@ -64,7 +67,6 @@ def _products(table: Array, fine: Array, zeros: Array | None, bits: int, parts: 
     clipped = int((ratios < _WHOLE).sum())
     dots, squares = np.zeros((len(ratios), groups)), np.zeros((len(ratios), groups))
     lowest = -(1 << bits - 1)
-    run = min(width, _RUN)
     limit = CHUNK // len(ratios) // run * run
     for rows, columns in tiles(groups, width, limit, run):
         piece, many = table[rows, columns], rows.stop - rows.start
@@ -90,6 +92,11 @@ def _products(table: Array, fine: Array, zeros: Array | None, bits: int, parts: 
         dots[:, rows] += _whole(_dot(x.reshape(-1, run), runs), many)
         squares[:, rows] += _whole(_dot(runs, runs), many)
     return dots.astype(unit), squares.astype(unit)
+
+
+def _run(width: int) -> int:
+    """Of whole groups where they are short; 512 only where it divides, so that little is padded."""
+    return min(width, _RUNS[1]) if width % _RUNS[0] else _RUNS[0]
 
 
 def _ratios(bits: int, symmetric: bool, width: int) -> tuple[float, ...]:
