@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,32 @@ def test_damaged_parts(parts: dict[str, Any], config: dict[str, Any] | None) -> 
 def test_damaged_metadata(text: str) -> None:
     with pytest.raises(UnsupportedError):
         contract.dense(contract.arrays("mlx", "int4", contract.weights((8, 64))), None, {"wtool.quantized": text})
+
+
+@pytest.mark.skipif("WTOOL_PEERS" not in os.environ, reason="WTOOL_PEERS names no folder with bin/python that has mlx-lm")
+@pytest.mark.parametrize("layout", ["mlx", "awq"])
+def test_mlx_lm_loads_the_folder(layout: str, tmp_path: Path) -> None:
+    """Its logits are those of the dequantized weights; AWQ's layout it takes as well."""
+    transformers = pytest.importorskip("transformers")
+    from thinned import peer
+
+    from wtool.cli.app import run
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 96, "num_attention_heads": 4}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=2))
+    model.save_pretrained(tmp_path / "model")
+    folders = [str(tmp_path / name) for name in ("model", "out", "dense")]
+    assert run(["quantize", *folders[:2], "--scheme", "int4", "--layout", layout, "-q"]) == 0
+    assert run(["convert", folders[1], f"{folders[2]}/", "--dequantize", "--dtype", "f32", "-q"]) == 0
+    script = f"""
+import mlx.core as mx
+from pathlib import Path
+from mlx_lm.utils import load_model
+for folder in {folders}:
+    logits = load_model(Path(folder))[0](mx.arange(12)[None])
+    out[Path(folder).name] = np.array(logits.astype(mx.float32))
+"""
+    found = peer(script, tmp_path)
+    original, coded, dense = (found[Path(folder).name] for folder in folders)
+    assert np.linalg.norm(coded - dense) < 0.02 * np.linalg.norm(original)
+    assert np.linalg.norm(coded - original) < 0.4 * np.linalg.norm(original)
