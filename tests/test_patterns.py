@@ -51,7 +51,7 @@ def random(shape: tuple[int, ...], unit: Any = "f4", seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 4), (1, 3), (2, 6), (1, 12), (5, 24)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 4), (1, 3), (2, 6), (4, 8), (1, 8), (1, 12), (5, 24)])
 def test_pattern_is_the_oracles(shape: tuple[int, ...], n: int, m: int, unit: str) -> None:
     values = random(shape, UNITS[unit])
     if prod(shape[1:]) % m:
@@ -65,14 +65,14 @@ def test_pattern_is_the_oracles(shape: tuple[int, ...], n: int, m: int, unit: st
     assert made.tobytes() == np.where(expected, values, np.zeros_like(values)).tobytes()
 
 
-@pytest.mark.parametrize("m", [3, 4, 20])
+@pytest.mark.parametrize("m", [3, 4, 8, 20])
 def test_ties_keep_the_first(m: int) -> None:
-    values = np.ones((2, 60), "f4") * np.where(np.arange(60) % 2, -1, 1).astype("f4")
+    values = np.ones((2, 120), "f4") * np.where(np.arange(120) % 2, -1, 1).astype("f4")
     kept = pattern_mask(tensor(values), 2, m).keeps(0, values.reshape(-1))
-    assert np.array_equal(kept.reshape(-1, m), np.broadcast_to(np.arange(m) < 2, (120 // m, m)))
+    assert np.array_equal(kept.reshape(-1, m), np.broadcast_to(np.arange(m) < 2, (240 // m, m)))
 
 
-@pytest.mark.parametrize("m", [4, 6, 20])
+@pytest.mark.parametrize("m", [4, 6, 8, 20])
 def test_runs_that_cut_groups(m: int) -> None:
     values = random((4, 120))
     mask = pattern_mask(tensor(values), 2, m)

@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType
 from wtool.errors import NotFiniteError, UsageError
+from wtool.kernels.buffers import CHUNK, scratch
 from wtool.kernels.masks import codes, first_odd
 
 Array = NDArray[Any]
 
 _SMALL = 16  # values of a group, up to which comparing each with each is faster than sorting
+_TOGETHER = (2, 4, 8)  # values of a group, as many as bytes of an integer
+_SLOT = 96
 _PATTERN = re.compile(r"(\d{1,4}):(\d{1,4})")
 _BLOCK = re.compile(r"block:(\d{1,9})[x*](\d{1,9})")
 STRUCTURES = ("row", "column", "filter", "block:RxC")
@@ -78,7 +81,7 @@ class ByPattern:
             what = "NaN" if np.isnan(block.astype(np.float64)).any() else "an infinity"
             hint = "--on-nan keep never prunes such values; --exclude leaves the tensor as it is"
             raise NotFiniteError(f"'{self.values.key}' holds {what}", path=self.name, hint=hint)
-        kept = _most(found.reshape(-1, self.m), self.n).reshape(-1)
+        kept = _most(found, self.n, self.m)
         if not finite:
             kept |= found >= edge
         return kept[start - low : stop - low]
@@ -94,23 +97,52 @@ def pattern_mask(tensor: Values, n: int, m: int, *, odd: bool = False, name: str
     return ByPattern(n, m, tensor, odd, name)
 
 
-def _most(groups: Array, n: int) -> Array:
-    """Which of each group are its `n` largest, the first of equal ones."""
-    count = groups.shape[1]
-    if count > _SMALL:
+def _most(found: Array, n: int, m: int) -> Array:
+    """Which of each group of `m` are its `n` largest, the first of equal ones. In a new array."""
+    if m in _TOGETHER and len(found):
+        return _most_together(found, n, m)
+    groups = found.reshape(-1, m)
+    if m > _SMALL:
         order = np.argsort(~groups, axis=1, kind="stable")  # unsigned: the largest first
         kept = np.zeros(groups.shape, np.bool_)
         np.put_along_axis(kept, order[:, :n], True, axis=1)
-        return kept
+        return kept.reshape(-1)
     columns = np.ascontiguousarray(groups.T)
     before = np.zeros(columns.shape, np.uint8)  # how many of its group come before each
-    for one in range(count):
+    for one in range(m):
         for two in range(one):
             first = columns[two] >= columns[one]
             before[one] += first
             before[two] += ~first
-    found: Array = np.ascontiguousarray((before < n).T)
-    return found
+    return np.ascontiguousarray((before < n).T).reshape(-1)
+
+
+def _most_together(found: Array, n: int, m: int) -> Array:
+    """The same for groups whose bytes of 0 and 1 fit an integer.
+
+    Each value is compared with the one that is `step` further on, wherever groups begin, and of each group's answers, the
+    bytes of one integer, those are taken that are about two of the group. So the integer is g, where byte i is 1 if value i
+    comes before value i + step; then g << 8 * step tells the same of value i + step. With g added and the other taken away
+    from how many values lie before each place, byte i becomes how many values of the group value i comes before.
+    """
+    word = np.dtype(f"u{m}")
+    kept: Array = np.empty(len(found), np.bool_)
+    for first in range(0, len(found), CHUNK):
+        some = found[first : first + CHUNK]
+        after = kept[first : first + CHUNK]
+        count = len(some) // m
+        total = scratch(word.str[1:], count, _SLOT)
+        total[:] = np.frombuffer(bytes(range(m)), word)
+        answers = scratch(word.str[1:], count, _SLOT + 1)
+        for step in range(1, m):
+            flags = answers.view(np.bool_)
+            np.greater_equal(some[:-step], some[step:], out=flags[:-step])
+            np.bitwise_and(answers, word.type((1 << 8 * (m - step)) - 1), out=answers)
+            np.add(total, answers, out=total)
+            np.left_shift(answers, word.type(8 * step), out=answers)
+            np.subtract(total, answers, out=total)
+        np.greater_equal(total.view(np.uint8), m - n, out=after)
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
