@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from wtool.keys import SEPARATORS
+from wtool.keys import SEPARATORS, short_key
 from wtool.tensor import LazyTensor
 
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -29,7 +29,7 @@ def no_weights(tensor: LazyTensor) -> str:
 
 def spared(key: str, tensor: LazyTensor) -> str:
     """Why weights are better left as they are: they are a norm's, a bias or an embedding; empty if they are none."""
-    parts = re.split(f"[{re.escape(SEPARATORS)}]", key)
+    parts = re.split(f"[{re.escape(SEPARATORS)}]", short_key(key))
     leaf, module = words(parts[-1]), words(parts[-2]) if len(parts) > 1 else frozenset()
     if leaf & {"bias", "biases", "beta"}:
         return "a bias"
