@@ -259,13 +259,13 @@ def _parts(
 ) -> list[Part]:
     """The tensors to prune, tied ones once. UsageError for a limit that is for none of them."""
     from wtool.analysis.pruning import Part
-    from wtool.keys import matcher, natural
-    from wtool.ops.prune import layer_of
+    from wtool.keys import natural
+    from wtool.ops.prune import layer_of, matching
 
     def group(key: str) -> str:
         return {"global": "", "layer": layer_of(key), "tensor": key}[share.scope]
 
-    globs = [matcher((limit.glob,)) for limit in limits]
+    globs = [matching((limit.glob,)) for limit in limits]
     earlier = {part[key].identity or key: mask for key, mask in before.items()}
     used: set[int] = set()
     parts: dict[object, Part] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wtool.keys import merged, natural, pattern
+from wtool.keys import merged, natural, pattern, short_key
 from wtool.ops.prune import Fate
 from wtool.report import Column, Facts, Row, Table
 from wtool.sizes import format_size
@@ -93,7 +93,7 @@ def _table(title: str, name: str, rows: Sequence[Mapping[str, Any]], *, verbose:
     cells = [
         Row(
             (
-                row[name],
+                short_key(row[name]),
                 f"{row['elements']:,}",
                 "" if row["sparsity"] is None else f"{row['sparsity']:.4f}",
                 "" if row["energy"] is None else f"{row['energy']:.4f}",
@@ -117,7 +117,7 @@ def spared(found: Sequence[Fate], *, verbose: bool) -> Table | None:
     groups: dict[tuple[str, str], list[str]] = {}
     for fate in found:
         if not fate.pruned:
-            groups.setdefault((fate.why, pattern(fate.key)), []).append(fate.key)
+            groups.setdefault((short_key(fate.why), pattern(short_key(fate.key))), []).append(short_key(fate.key))
     rows = [
         Row((merged(sorted(keys, key=natural)), f"{len(keys):,}", why))
         for (why, _), keys in sorted(groups.items(), key=lambda item: (item[0][0], natural(item[1][0])))

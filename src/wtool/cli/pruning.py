@@ -12,6 +12,7 @@ import typer
 from wtool.cli import options, storing
 from wtool.cli.console import Console, report_kind, write_report
 from wtool.errors import NotFiniteError, UsageError
+from wtool.keys import short_key
 from wtool.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Work:
         self.force, self.strict = force, strict
         self.jobs = options.worker_count(jobs)
         self.whole = storing.dense(open_checkpoint(src, section="all"), console)
-        self.part = self.whole.section(section)
+        self.part = self._short(self.whole.section(section))
         self.dropped: dict[str, Any] = {}  # what was left out of it
         self.beside: dict[str, ByteSource] = {}  # what else goes into the folder that is written
         for warning in self.part.warnings:
@@ -73,6 +74,15 @@ class Work:
         if dangerous and not any(warning.code == "dangerous-globals" for warning in self.part.warnings):
             text = f"loading this with pickle would call {', '.join(dangerous)}"
             console.warn(f"{text}; wtool called nothing and writes only tensors", src)
+
+    def _short(self, part: Checkpoint) -> Checkpoint:
+        """Without what TensorFlow appends to every key, which means something to TensorFlow only."""
+        from wtool.formats import registry
+        from wtool.ops.rename import ShortKeys
+
+        if self.whole.source.format != "tensorflow" or registry.for_target(self.dst, self.to).name == "tensorflow":
+            return part
+        return ShortKeys()(part)
 
     def show_as(
         self, json: bool, kind: str | None, report: str | None, checks: Sequence[str] | None, *, dry_run: bool
@@ -112,7 +122,11 @@ class Work:
     def initial(self, path: str) -> Checkpoint:
         from wtool.api import open_checkpoint
 
-        return storing.dense(open_checkpoint(path, section="all"), self.console).section(self.section)
+        init = storing.dense(open_checkpoint(path, section="all"), self.console).section(self.section)
+        if all(key in init for key in self.part):
+            return init
+        names = {short_key(key): key for key in self.part}
+        return init.with_tensors(tensor.renamed(names.get(short_key(key), key)) for key, tensor in init.items())
 
     def mask_target(self, path: str, *others: str | None) -> str:
         taken = {os.path.realpath(one): one for one in (self.src, self.dst, *others) if one is not None}

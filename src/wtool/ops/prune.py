@@ -13,7 +13,7 @@ from wtool import views
 from wtool.checkpoint import Checkpoint
 from wtool.errors import CorruptError, MismatchError, UsageError
 from wtool.kernels.masks import ByBits, Mask, Pruned, Tell
-from wtool.keys import SEPARATORS, matcher, natural
+from wtool.keys import SEPARATORS, matcher, natural, short_key
 from wtool.ops.spared import no_weights, spared
 from wtool.tensor import LazyTensor
 
@@ -37,13 +37,13 @@ class Fate:
 def fates(checkpoint: Mapping[str, LazyTensor], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Fate]:
     """What is pruned: floating tensors of two or more axes that are no norm, bias or embedding, nor tied to one.
 
-    With `include`, the floating tensors that match it, and no others. UsageError for a glob of either that no key matches.
+    With `include`, the floating tensors that match it, and no others. UsageError for a glob of either that no key matches;
+    TensorFlow's long keys may be matched in full or as people see them.
     """
     for glob in (*include, *exclude):
-        one = matcher((glob,))
-        if not any(map(one, checkpoint)):
+        if not any(map(matching((glob,)), checkpoint)):
             raise UsageError(f"no key matches '{glob}'", hint="`wtool inspect --flat` lists the keys")
-    wanted, unwanted = matcher(include), matcher(exclude)
+    wanted, unwanted = matching(include), matching(exclude)
     whys: dict[str, str] = {}
     for key, tensor in checkpoint.items():
         why = no_weights(tensor)
@@ -65,11 +65,18 @@ def fates(checkpoint: Mapping[str, LazyTensor], include: Sequence[str] = (), exc
     return [Fate(key, not why, why) for key, why in whys.items()]
 
 
+def matching(globs: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a key matches one of the globs, as it is or as people see it."""
+    one = matcher(globs)
+    return lambda key: one(key) or one(short_key(key))
+
+
 _NUMBERED = re.compile(r"\d+|.*[-_]\d+")
 
 
 def layer_of(key: str) -> str:
     """The layer that a tensor belongs to: its key up to the first part that is a number or ends in _N; else its module."""
+    key = short_key(key)
     found = list(re.finditer(f"[^{re.escape(SEPARATORS)}]+", key))
     for part in found[:-1]:
         if _NUMBERED.fullmatch(part[0]):
@@ -184,7 +191,10 @@ def mask_checkpoint(checkpoint: Checkpoint, masks: Mapping[str, Mask]) -> Checkp
 
 
 def read_masks(bits: Checkpoint, checkpoint: Mapping[str, LazyTensor]) -> dict[str, Mask]:
-    """The masks of a checkpoint that `mask_checkpoint` made, for these tensors. CorruptError, MismatchError."""
+    """The masks of a checkpoint that `mask_checkpoint` made, for these tensors. CorruptError, MismatchError.
+
+    Of TensorFlow's keys either may be without what it appends to all of them.
+    """
     from json import loads
 
     path = bits.source.path
@@ -199,13 +209,15 @@ def read_masks(bits: Checkpoint, checkpoint: Mapping[str, LazyTensor]) -> dict[s
     if version != 1 or set(shapes) != set(bits):
         raise CorruptError("its masks are not those that its metadata tells of", path=path)
     masks: dict[str, Mask] = {}
+    names = {short_key(key): key for key in checkpoint} if any(key not in checkpoint for key in bits) else {}
     for key, tensor in bits.items():
-        if key not in checkpoint:
+        there = key if key in checkpoint else names.get(short_key(key))
+        if there is None:
             raise MismatchError(f"it masks '{key}', which is not there", path=path)
-        shape = checkpoint[key].shape
+        shape = checkpoint[there].shape
         if shapes[key] != shape:
             raise MismatchError(f"its mask of '{key}' is for {list(shapes[key])}, not {list(shape)}", path=path)
-        if (tensor.dtype.name, tensor.shape) != ("u8", (-(-checkpoint[key].elements // 8),)):
+        if (tensor.dtype.name, tensor.shape) != ("u8", (-(-checkpoint[there].elements // 8),)):
             raise CorruptError(f"its mask of '{key}' has not one bit for each value", path=path)
-        masks[key] = ByBits(tensor)
+        masks[there] = ByBits(tensor)
     return masks
