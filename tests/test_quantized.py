@@ -17,7 +17,7 @@ from wtool.api import open_checkpoint, plan_save, save, save_checkpoint
 from wtool.bytesource import MemoryBytes
 from wtool.checkpoint import Checkpoint, Source
 from wtool.dtypes import dtype
-from wtool.errors import CorruptError, NotFiniteError
+from wtool.errors import CorruptError, DtypeError, NotFiniteError
 from wtool.kernels.affine import Affine
 from wtool.kernels.minifloat import Float8, MxFloat4, NvFloat4
 from wtool.layouts.codecs import PackedInts, PlainInts, as_f32
@@ -138,6 +138,12 @@ def test_large_finite_values_are_no_infinity() -> None:
     values = np.full((4, 256), 3e38, "f4")
     part = parts_of(Encoding("w", tensor_of(values), CODECS["int4"]))[1]
     assert np.isfinite(part.array()).all()
+
+
+def test_scales_that_overflow_are_an_error_that_names_the_tensor() -> None:
+    values = np.full((4, 256), 1e38, "f4")
+    with pytest.raises(DtypeError, match="'w': "):
+        parts_of(Encoding("w", tensor_of(values), CODECS["q4_0"]))[0].array()
 
 
 def test_parts_that_do_not_fit_are_corrupt() -> None:
