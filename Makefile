@@ -2,14 +2,14 @@
 #   make demo    install the core into .venv-slim and look at, convert and check real checkpoints
 #   make test    install everything into .venv, and the bare core into .venv-slim; run all tests
 #   make check   the same with formatting, lint and types
-#   make bench   measure against cp on files of 1.4 GB; bench-average: against cat and cp
+#   make bench   measure against cp on files of 1.4 GB; bench-average: against cat and cp; bench-prune: cp and torch
 
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 SLIM = .venv-slim/bin/python
 FULL = .venv/bin/python
 
-.PHONY: demo test slim full check lint types bench bench-average bench-quantize clean
+.PHONY: demo test slim full check lint types bench bench-average bench-prune bench-quantize clean
 
 .venv/.ready: pyproject.toml constraints.txt tests/judges.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,9 @@ bench: .venv/.ready
 
 bench-average: .venv/.ready
 	$(FULL) benchmarks/average.py
+
+bench-prune: .venv/.ready
+	$(FULL) benchmarks/prune.py --peers
 
 bench-quantize: .venv/.ready
 	$(FULL) benchmarks/quantize.py

@@ -1,11 +1,12 @@
-"""wtool prune against `cp` of the input, in turn, as whole processes. Run: python benchmarks/prune.py
+"""wtool prune against `cp` of the input, in turn, as whole processes. Run: make bench-prune
 
     --gb 1          size of the input, a Llama shape
     --runs 3        counted runs of each, after one warm-up; peers run once
     --only WORD     rows whose name holds the word
     --keep FOLDER   where the data lies (default benchmarks/data/prune); made once
-    --peers         torch in the same run: nn.utils.prune.global_unstructured, topk and kthvalue over the concatenation, each
-                    with the loading of the file and the writing of its outcome by safetensors.torch
+    --peers         torch and numpy in the same run: nn.utils.prune.global_unstructured, topk, kthvalue and numpy's partition
+                    over the concatenation, each with the loading of the file and the writing of its outcome by
+                    safetensors.torch
 
 `cp` reads from the page cache and `sync` brings its copy to the disk, as wtool does. Ratios are medians of pairs; seconds on a
 shared machine mean little, CPU seconds more. Peak is the largest resident set as the kernel counted it.
@@ -43,6 +44,12 @@ else:
     count = round(0.9 * flat.numel())
     if how == "kthvalue":
         threshold = flat.kthvalue(count).values
+    elif how == "numpy partition":
+        import numpy
+        whole = flat.float().numpy()
+        whole.partition(count - 1)
+        threshold = torch.tensor(whole[count - 1])
+        del whole
     else:
         threshold = torch.topk(flat, count, largest=False).values[-1]
     del flat
@@ -50,6 +57,9 @@ else:
         tensors[key] = torch.where(tensors[key].abs() > threshold, tensors[key], 0)
 save_file(tensors, target)
 """
+
+
+STORES = "--store" in subprocess.run([*WTOOL, "prune", "--help"], check=True, capture_output=True, text=True).stdout
 
 
 def main() -> None:
@@ -90,13 +100,21 @@ def main() -> None:
         row(f"{name} convert", [*WTOOL, "convert", "-q", "--force", path, target], path, given.runs)
         row(f"{name} global magnitude", prune, path, given.runs)
         row(f"{name} global magnitude --mask-out", [*prune, "--mask-out", out / "mask.safetensors"], path, given.runs)
+        row(f"{name} layer magnitude", [*prune, "--scope", "layer"], path, given.runs)
         row(f"{name} tensor magnitude", [*prune, "--scope", "tensor"], path, given.runs)
         row(f"{name} global random", [*prune, "--method", "random"], path, given.runs)
+        bare: list[str | Path] = [*WTOOL, "prune", "-q", "--force", path, target]
+        row(f"{name} 2:4", [*bare, "--pattern", "2:4"], path, given.runs)
+        row(f"{name} 4:8", [*bare, "--pattern", "4:8"], path, given.runs)
+        for structure in ("row", "column", "block:16x16"):
+            row(f"{name} {structure}", [*prune, "--structure", structure], path, given.runs)
+        if STORES:
+            row(f"{name} global magnitude --store bitmask", [*prune, "--store", "bitmask"], path, given.runs)
         again: list[str | Path] = [*prune, "--mask", made, "--of-remaining"]
         row(f"{name} global magnitude --mask", again, path, given.runs)
         row(f"{name} apply-mask", [*WTOOL, "apply-mask", "-q", "--force", path, made, target], path, given.runs)
-        for peer in ("global_unstructured", "topk", "kthvalue") if given.peers else ():
-            row(f"{name} torch {peer}", [sys.executable, "-c", PEER, peer, path, target], path, 1, warm=False)
+        for peer in ("global_unstructured", "topk", "kthvalue", "numpy partition") if given.peers else ():
+            row(f"{name} peer: {peer}", [sys.executable, "-c", PEER, peer, path, target], path, 1, warm=False)
 
 
 if __name__ == "__main__":
