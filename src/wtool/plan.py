@@ -205,7 +205,7 @@ def plan_write(layout: Layout, tensors: Mapping[str, LazyTensor]) -> WritePlan:
             if id(made.encoding) not in encodings:
                 jobs.append(EncodeJob(made.encoding, 0, made.encoding.rows, ()))
                 plain = made.encoding.tensor.span is not None or not _gathered(made.encoding.tensor)
-                memory = max(memory, 8 * BLOCK if plain else STRIPE + 8 * BLOCK)
+                memory = max(memory, 8 * BLOCK if plain and not turned else STRIPE + 8 * BLOCK)
             encodings.setdefault(id(made.encoding), []).append(place)
             continue
         if span is None:

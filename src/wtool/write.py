@@ -128,7 +128,8 @@ def run(
             low = job.bounds(place)[0]
             out = Out(stage, place.file, place.at + (0 if place.turned else low), checksum, progress, gate.stop)
             outs.append(Turned(out, job.encoding.parts[place.number], low, stripe // 4) if place.turned else out)
-        for _, parts in job.encoding.runs(job.first, job.last, stripe):
+        turned = any(place.turned for place in job.places)  # they take as much as is read at once
+        for _, parts in job.encoding.runs(job.first, job.last, stripe // 2 if turned else stripe):
             for place, one in zip(job.places, outs, strict=True):
                 one.write(raw(parts[place.number]).data)
         for one in outs:
