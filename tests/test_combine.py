@@ -190,8 +190,9 @@ def test_large_runs_and_distances(source: str, target: str) -> None:
     assert made.tobytes() == block(exact, target).tobytes()
     (numbers, squares, norm), *more = told
     assert numbers == (0, 1, 2) and not more
-    assert np.allclose(squares, [np.sum((one - exact) ** 2) for one in inputs], rtol=1e-12)
-    assert np.isclose(norm, np.sum(exact**2), rtol=1e-12)
+    good = 1e-12 if source == "f64" else 1e-6  # f32 does for what is told of narrower ones
+    assert np.allclose(squares, [np.sum((one - exact) ** 2) for one in inputs], rtol=good)
+    assert np.isclose(norm, np.sum(exact**2), rtol=good)
 
 
 def test_two_large_squares_are_no_infinity() -> None:

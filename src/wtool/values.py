@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wtool.boxes import Array
 
 _ROOM = 2 << 20  # bytes of all inputs that are worked on at once: they stay in the cache
+_RUN = 1 << 16  # elements: kernels work on so many at a time, and would be left with odd ends
 
 
 class _Rooms(threading.local):
@@ -48,6 +49,10 @@ class _Rooms(threading.local):
 
 
 _rooms = _Rooms()
+# One thread computes while others read and write. Calls of numpy on a cache's worth take few microseconds, and a thread that
+# finds Python's lock taken between two of them sleeps for longer: two that computed at once would take as long as one, and
+# twice its time of both cores.
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Values:
         end = offset + len(buffer)
         first, last = offset // item, -(-end // item)
         step = max(_ROOM // (len(self.tensors) * item), 1)
+        step = step // _RUN * _RUN or step
         with _rooms as room:
             rooms = [room(at, min(step, last - first), tensor.stored) for at, tensor in enumerate(self.tensors)]
             for low in range(first, last, step):
@@ -109,7 +115,8 @@ class Values:
     def _made(self, start: int, parts: list[Array]) -> Array:
         if self.function is None:
             return parts[0]
-        return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
+        with _turn:
+            return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
 
 
 def together(tensors: Sequence[LazyTensor], nbytes: int = BLOCK, stripe: int = STRIPE) -> Iterator[tuple[int, list[Array]]]:

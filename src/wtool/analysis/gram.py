@@ -11,7 +11,8 @@ import numpy as np
 from wtool.analysis.parallel import each
 from wtool.dtypes import DType
 from wtool.errors import NotFiniteError
-from wtool.kernels.combine import PIECE, blame, dot, real, wide
+from wtool.kernels.combine import PIECE, blame, real, wide
+from wtool.kernels.squares import product as dot
 from wtool.tensor import LazyTensor
 from wtool.views import together
 

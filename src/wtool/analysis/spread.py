@@ -9,7 +9,7 @@ from math import fsum, sqrt
 from statistics import median
 
 _FAR = 3.0  # times the median distance: an outlier
-_DIGITS = 9  # of a distance: runs are cut in other places with other numbers of threads
+_DIGITS = 5  # of a distance: runs are cut in other places with other numbers of threads, and summed in f32
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Spread:
 
     @property
     def distances(self) -> list[float | None]:
-        """L2, relative to the norm of the outcome, over what was combined; absolute where that norm is 0.
+        """L2, relative to the norm of the outcome, over what was combined; absolute where that norm is 0. To five digits.
 
         None for an input of which nothing was combined. The order in which threads came does not matter.
         """

@@ -12,21 +12,25 @@ from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
 from wtool.errors import DtypeError, NotFiniteError
+from wtool.kernels import halfmean
 from wtool.kernels.buffers import scratch
 from wtool.kernels.cast import route
 from wtool.kernels.difference import same_bytes
 from wtool.kernels.rounding import narrow as narrow
+from wtool.kernels.squares import product as dot
 
 Array = NDArray[Any]
 Tell = Callable[[Sequence[int], Sequence[float], float], None]  # inputs, their squared distances, the square of the outcome
 
 PIECE = 1 << 15  # elements worked on at a time: few enough for the caches, and so many that Python does not count
-_STEP = 1 << 16  # the same of sums: with fewer, threads wait for one another more than they work
 _ROOM = 1 << 18  # elements of all inputs together
-_ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
 _SLOT = 32  # of the first input's scratch array; the sum and a term lie below
+_SINGLE = 400  # the same of the inputs in f32
+_OFF = 398
+_SMALL, _LARGE = 1e-24, 1e32  # squares that f32 can tell of
 _EXACT = 2.0**53
 _POWERS = (2.0, 4.0, 8.0, 16.0, 32.0)
+_16 = np.array(16, np.uint32)
 _F16, _F32, _F64 = dtype("f16"), dtype("f32"), dtype("f64")
 
 
@@ -59,25 +63,51 @@ class WeightedSum:
             self._settled(parts[0])
             return blocks[0]
         out = np.empty(len(parts[0]), real(self.target).numpy())
-        step = max(min(_STEP, _ROOM // len(parts)), 1 << 11)
-        squares, norm = [0.0] * len(parts), 0.0
+        step = max(min(PIECE, _ROOM // len(parts)), 1 << 11)
+        squares, norm, left = [0.0] * len(parts), 0.0, [slice(0, len(out))]
         with np.errstate(all="ignore"):
-            for start in range(0, len(out), step):
-                pieces = [
-                    wide(part[start : start + step], real(source), _SLOT + place)
-                    for place, (part, source) in enumerate(zip(parts, self.sources, strict=True))
-                ]
-                total = self._total(pieces)
-                square = dot(total, total)
-                self._write(total, square, out[start : start + step], pieces)
-                norm += square
-                if self.tell is not None:
-                    for place, piece in enumerate(pieces):
-                        np.subtract(piece, total, out=piece)
-                        squares[place] += dot(piece, piece)
+            if self._halves:
+                norm, left = halfmean.mean(self.target, parts, out, None if self.tell is None else squares)
+            for run in left:
+                for start in range(run.start, run.stop, step):
+                    some = slice(start, min(start + step, run.stop))
+                    norm += self._exact([part[some] for part in parts], out[some], squares)
         if self.tell is not None:
             self.tell(self.numbers, squares[len(squares) - len(self.numbers) :], norm)
         return out.view(self.target.numpy())
+
+    @property
+    def _halves(self) -> bool:
+        """Whether this is the mean of several inputs of f16 or of bf16, in the same dtype."""
+        return (
+            self.target.name in ("f16", "bf16")
+            and 1 < len(self.sources) <= halfmean.MOST
+            and self.divisor == len(self.sources)
+            and all(source is self.target for source in self.sources)
+            and all(weight == 1.0 for weight in self.weights)
+        )
+
+    def _exact(self, parts: Sequence[Array], out: Array, squares: list[float]) -> float:
+        """A piece through f64 into `out`, and the square of its norm; to `squares` those of the distances are added."""
+        rows = [real(source) for source in self.sources]
+        singles = [single(part, row, _SINGLE + place) for place, (part, row) in enumerate(zip(parts, rows, strict=True))]
+        pieces = [
+            wide(part if near is None else near, row if near is None else _F32, _SLOT + place)
+            for place, (part, near, row) in enumerate(zip(parts, singles, rows, strict=True))
+        ]
+        total, near = self._total(pieces), out if self.target is _F32 else scratch("f4", len(out), _SINGLE - 1)
+        np.copyto(near, total, casting="same_kind")
+        square = dot(near, near)
+        if not _SMALL < square < _LARGE or all(one is None for one in singles):
+            square, singles = dot(total, total), [None] * len(parts)
+        self._write(total, square, out, pieces)
+        if self.tell is not None:
+            for place, (piece, one) in enumerate(zip(pieces, singles, strict=True)):
+                off = (
+                    np.subtract(piece, total, piece) if one is None else np.subtract(one, near, scratch("f4", len(one), _OFF))
+                )
+                squares[place] += dot(off, off)
+        return square
 
     def _total(self, pieces: list[Array]) -> Array:
         total, term = scratch("f8", len(pieces[0]), _SLOT - 1), scratch("f8", len(pieces[0]), _SLOT - 2)
@@ -156,28 +186,30 @@ def real(row: DType) -> DType:
     return {"c32": _F16, "c64": _F32, "c128": _F64}.get(row.name, row)
 
 
-def wide(block: Array, source: DType, slot: int) -> Array:
-    """The values (at most buffers.CHUNK) as f64, in this thread's scratch array `slot`, which the next call may overwrite."""
-    found = scratch("f8", len(block), slot)
-    if source.floating and source.bits <= 16:
-        single = scratch("f4", len(block), _SLOT - 1)
-        if source.name == "bf16":  # on integers: ml_dtypes' cast does not let other threads run
-            bits = single.view(np.uint32)
-            np.copyto(bits, block.view(np.uint16))
-            np.left_shift(bits, np.uint32(16), out=bits)
-        else:
-            route(source, _F32)(block, single)
-        block = single
-    np.copyto(found, block.view(np.uint8) if source.kind == "bool" else block, casting="unsafe")
+def single(block: Array, source: DType, slot: int) -> Array | None:
+    """The values (at most buffers.CHUNK) where f32 holds them: as they are, or in this thread's scratch array `slot`."""
+    if source is _F32:
+        return block
+    if not source.floating or source.bits > 16:
+        return None
+    found = scratch("f4", len(block), slot)
+    if source.name == "bf16":  # on integers: ml_dtypes' cast does not let other threads run
+        bits = found.view(np.uint32)
+        np.copyto(bits, block.view(np.uint16))
+        np.left_shift(bits, _16, bits)
+    else:
+        route(source, _F32)(block, found)
     return found
 
 
-def dot(one: Array, two: Array) -> float:
-    """The sum of products in f64, in one order on one machine, whatever runs beside it."""
-    total = 0.0
-    for start in range(0, len(one), _ROW):
-        total += float(np.dot(one[start : start + _ROW], two[start : start + _ROW]))
-    return total
+def wide(block: Array, source: DType, slot: int) -> Array:
+    """The values (at most buffers.CHUNK) as f64, in this thread's scratch array `slot`, which the next call may overwrite."""
+    found = scratch("f8", len(block), slot)
+    near = single(block, source, _SINGLE - 1)
+    if near is None:
+        near = block.view(np.uint8) if source.kind == "bool" else block
+    np.copyto(found, near, casting="unsafe")
+    return found
 
 
 def alike(blocks: Sequence[Array], sources: Sequence[DType]) -> bool:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from wtool.dtypes import DType
 from wtool.errors import DtypeError
 from wtool.kernels.buffers import block, scratch
-from wtool.kernels.combine import Tell, alike, blame, dot, wide
+from wtool.kernels.combine import Tell, alike, blame, wide
 from wtool.kernels.rounding import narrow
+from wtool.kernels.squares import product as dot
 
 Array = NDArray[Any]
 
