@@ -31,6 +31,10 @@ SCHEMES = {
     ],
     "bnb": ["nf4", "nf4-nested", "fp4", "int8"],
     "gguf": ["q8_0", "q4_0", "q5_1", "q4_k", "q6_k"],
+    "gptq": ["int4:g64", "int8:g32"],
+    "awq": ["int4:g64"],
+    "mlx": ["int4", "int3:g32", "int8:g32:rtn", "mxfp4"],
+    "plain": ["int8", "int4:g32:asym", "int3:g64", "int8:tensor", "f8-e4m3", "f8-e5m2:block"],
 }
 
 
