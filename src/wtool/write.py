@@ -16,7 +16,8 @@ from wtool.adapter import TensorSink
 from wtool.bytesource import ByteSource
 from wtool.plan import CopyJob, EncodeJob, Job, Patch, TileJob, WritePlan, tiled
 from wtool.quantized import raw
-from wtool.slots import Out, Progress, Stopped, Turned, pwrite
+from wtool.slots import Out, Stopped, Turned, pwrite
+from wtool.slots import Progress as Progress
 from wtool.stage import Stage
 from wtool.tensor import BLOCK, STRIPE, Tally
 

@@ -114,7 +114,7 @@ def average(
             raise UsageError("--recipe says what is averaged, and --greedy finds it out")
         told = asked = read_recipe(recipe)
     picked = chosen(src or [part.path for part in asked.inputs], choice)
-    work = Work(asked, picked, output, to, strict)
+    work = Work(asked, picked, output, to, strict, alone=told is not None)  # a greedy soup may be of one
     work.warn(console)
     work.identify(count, whole=digest)
     if told is not None and not src:
@@ -157,7 +157,9 @@ def average(
 class Work:
     """What was asked for, with its inputs open: everything that decides what the outcome is."""
 
-    def __init__(self, asked: Recipe, picked: Sequence[Input], output: str, to: str | None, strict: bool) -> None:
+    def __init__(
+        self, asked: Recipe, picked: Sequence[Input], output: str, to: str | None, strict: bool, *, alone: bool = False
+    ) -> None:
         from wtool.api import open_checkpoint
         from wtool.cli.average_methods import BASED
         from wtool.dtypes import dtype as named
@@ -167,7 +169,7 @@ class Work:
 
         if not picked:
             raise UsageError("there are no inputs", hint="wtool average A B -o DST")
-        if len(picked) == 1 and asked.settings.method not in BASED:
+        if len(picked) == 1 and not alone and asked.settings.method not in BASED:
             raise UsageError(f"{picked[0].path} is the only input: nothing to average", hint="`wtool convert` copies one")
         if asked.on_mismatch not in MISMATCHES:
             raise UsageError(f"unknown policy '{asked.on_mismatch}'", hint="one of " + ", ".join(MISMATCHES))

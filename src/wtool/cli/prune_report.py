@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from wtool.api import SavePlan, SaveReport
 from wtool.cli.prune_checks import Check
-from wtool.cli.prune_text import facts, pruned, spared
+from wtool.cli.prune_text import facts, pruned
+from wtool.cli.untouched import untouched
 from wtool.keys import SEPARATORS, natural, short_key
 from wtool.ops.prune import Fate, layer_of
 from wtool.report import Block, Note, Report
@@ -87,7 +88,8 @@ def prune_report(
     data["dead"] = [row["key"] for row in rows if row["pruned"] and row["zeros"] == row["elements"]]
     data["failed"] = [check.text for check in checks if shares is not None and check.fails(data)]
     blocks: list[Block] = [facts(data)]
-    blocks += [table for table in (*pruned(data, verbose=verbose), spared(found, verbose=verbose)) if table is not None]
+    kept = untouched(((fate.key, fate.why) for fate in found if not fate.pruned), "Kept", verbose=verbose)
+    blocks += [table for table in (*pruned(data, verbose=verbose), kept) if table is not None]
     if data["dead"]:
         many = "1 tensor is" if len(data["dead"]) == 1 else f"{len(data['dead'])} tensors are"
         text = f"{many} zero throughout, such as {data['dead'][0]}: --at-most leaves every layer some, --scope tensor as many"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wtool.keys import merged, natural, pattern, short_key
-from wtool.ops.prune import Fate
 from wtool.report import Column, Facts, Row, Table
 from wtool.sizes import format_size
 
@@ -111,19 +110,3 @@ def _table(title: str, name: str, rows: Sequence[Mapping[str, Any]], *, verbose:
     )
     said = "Pruned" if len(cut) == len(rows) else f"The first {_ROWS} of {len(rows)} rows; --verbose shows all"
     return Table(columns, tuple(cells), said)
-
-
-def spared(found: Sequence[Fate], *, verbose: bool) -> Table | None:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for fate in found:
-        if not fate.pruned:
-            groups.setdefault((short_key(fate.why), pattern(short_key(fate.key))), []).append(short_key(fate.key))
-    rows = [
-        Row((merged(sorted(keys, key=natural)), f"{len(keys):,}", why))
-        for (why, _), keys in sorted(groups.items(), key=lambda item: (item[0][0], natural(item[1][0])))
-    ]
-    if not rows:
-        return None
-    cut = rows if verbose else rows[:_ROWS]
-    title = "Kept as they are" if len(cut) == len(rows) else f"Kept: the first {_ROWS} of {len(rows)} rows; --verbose all"
-    return Table((Column("keys", keep=True), Column("tensors", number=True), Column("why", below=True)), tuple(cut), title)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
-from wtool.errors import UsageError
+from wtool.cli.checks import Comparison, comparison
+from wtool.cli.untouched import untouched
 from wtool.keys import merged, natural, pattern
 from wtool.report import Block, Column, Facts, Note, Report, Row, Table
 from wtool.sizes import format_size
@@ -21,45 +21,33 @@ if TYPE_CHECKING:
 SCHEMA = "wtool.quantize/1"
 _ROWS = 40
 _WORST = 10
-_CHECK = re.compile(
-    r"\s*(total\.)?(sqnr|rel_error|max_error|clipped|bits)\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*(%?)\s*"
-)
+_HINT = "sqnr, rel_error, max_error, clipped or bits, of all with total. before it, and a number: 'sqnr<18'"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """A comparison that makes a report fail: of any tensor that was quantized, or of all together."""
 
-    text: str
-    total: bool
-    name: str
-    sign: str
-    bound: float
+    is_so: Comparison
+
+    @property
+    def text(self) -> str:
+        return self.is_so.text
 
     def fails(self, data: Mapping[str, Any]) -> bool:
-        rows = [data["totals"]] if self.total or self.name == "bits" else [row for row in data["tensors"] if row["scheme"]]
-        return any(self._holds(row) for row in rows)
+        whole = self.is_so.prefixed or self.is_so.name == "bits"
+        return any(map(self._holds, [data["totals"]] if whole else [row for row in data["tensors"] if row["scheme"]]))
 
     def _holds(self, row: Mapping[str, Any]) -> bool:
-        value, bound = row[self.name], self.bound
-        if value is None:
-            if self.name != "sqnr" or row["rel_error"] is None:
-                return False
+        value = row[self.is_so.name]
+        if value is None and self.is_so.name == "sqnr" and row["rel_error"] is not None:
             value = inf if row["rel_error"] == 0 else -inf
-        return bool({"<": value < bound, ">": value > bound, "<=": value <= bound, ">=": value >= bound}[self.sign])
+        return value is not None and self.is_so.holds(value)
 
 
 def parse_check(text: str) -> Check:
     """`sqnr<18`, `total.sqnr < 20`, `rel_error>5%`, `bits>4.6`. UsageError."""
-    found = _CHECK.fullmatch(text)
-    try:
-        if found is None:
-            raise ValueError
-        bound = float(found[4]) / (100 if found[5] else 1)
-    except ValueError:
-        hint = "sqnr, rel_error, max_error, clipped or bits, of all with total. before it, and a number: 'sqnr<18'"
-        raise UsageError(f"'{text}' is no comparison", hint=hint) from None
-    return Check(text, found[1] is not None, found[2], found[3], bound)
+    return Check(comparison(text, "total", ("sqnr", "rel_error", "max_error", "clipped", "bits"), _HINT))
 
 
 def quantize_report(
@@ -98,7 +86,8 @@ def quantize_report(
         "warnings": [{"code": warning.code, "message": warning.message} for warning in work.part.warnings],
     }
     data["failed"] = [check.text for check in checks if lost is not None and check.fails(data)]
-    tables = (_quantized(data, verbose=verbose), _table_of_worst(data), _left(work, verbose=verbose))
+    left = untouched(((fate.key, fate.why) for fate in work.fates if fate.scheme is None), "Left", verbose=verbose)
+    tables = (_quantized(data, verbose=verbose), _table_of_worst(data), left)
     blocks: list[Block] = [_facts(data), *(table for table in tables if table is not None)]
     blocks += [Note(f"fails: {text}", "warning") for text in data["failed"]]
     verb = "would become" if done is None else "->"
@@ -255,19 +244,3 @@ def _table_of_worst(data: Mapping[str, Any]) -> Table | None:
     if many <= _WORST or not data["worst"]:
         return None
     return Table(_COLUMNS, tuple(_cells(key, [rows[key]]) for key in data["worst"]), "The worst ten")
-
-
-def _left(work: Quantizing, *, verbose: bool) -> Table | None:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for fate in work.fates:
-        if fate.scheme is None:
-            groups.setdefault((fate.why, pattern(fate.key)), []).append(fate.key)
-    rows = [
-        Row((merged(sorted(keys, key=natural)), f"{len(keys):,}", why))
-        for (why, _), keys in sorted(groups.items(), key=lambda item: (item[0][0], natural(item[1][0])))
-    ]
-    if not rows:
-        return None
-    cut = rows if verbose else rows[:_ROWS]
-    title = "Left as they are" if len(cut) == len(rows) else f"Left: the first {_ROWS} of {len(rows)} rows; --verbose all"
-    return Table((Column("tensors", keep=True), Column("count", number=True), Column("why")), tuple(cut), title)

@@ -183,7 +183,7 @@ class Quantizing:
             except NotFiniteError as error:
                 raise error.at(self.src) from None
         self.fates = [Fate(one.key, None, "holds NaN or an infinity") if one.key in (odd or ()) else one for one in self.fates]
-        for group in fused_sets([key for key in tensors if key in wanted]):
+        for group in fused_sets([key for key in tensors if key in wanted], experts=False):
             largest = max(self.seen[key].largest for key in group)
             for key in group:
                 self.seen[key] = replace(self.seen[key], largest=largest)
