@@ -216,6 +216,14 @@ class Checkpoint(Mapping[str, LazyTensor]):
             history=self.history if operation is None else (*self.history, operation),
         )
 
+    def regrouped(self, tensors: Mapping[str, LazyTensor], became: Mapping[str, Sequence[str]]) -> Checkpoint:
+        """The same checkpoint of other tensors: in its sections stands, for a key, what it `became`, each key once."""
+        sections = tuple(
+            replace(section, keys=tuple(dict.fromkeys(new for key in section.keys for new in became.get(key, (key,)))))
+            for section in self.sections
+        )
+        return replace(self, tensors=tensors, sections=sections)
+
     def tied(self) -> list[list[str]]:
         """Groups of two or more keys that are the same values at the same place, in the order of the checkpoint."""
         groups: dict[object, list[str]] = {}

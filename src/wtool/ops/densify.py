@@ -53,13 +53,9 @@ class Densify:
             dense[stored.key] = made[who].renamed(stored.key)
             part_of.update(dict.fromkeys(stored.parts.values(), stored.key))
         order = dict.fromkeys(part_of.get(key, key) for key in checkpoint.tensors)
+        tensors = {key: dense.get(key) or checkpoint.tensors[key] for key in order}
         return replace(
-            checkpoint,
-            tensors={key: dense.get(key) or checkpoint.tensors[key] for key in order},
-            sections=tuple(
-                replace(section, keys=tuple(dict.fromkeys(part_of.get(key, key) for key in section.keys)))
-                for section in checkpoint.sections
-            ),
+            checkpoint.regrouped(tensors, {part: (key,) for part, key in part_of.items()}),
             metadata={key: text for key, text in checkpoint.metadata.items() if key != METADATA},
             extras=without_sizes(checkpoint.extras, {stored.key for stored in found if stored.size is not None}),
             structure=None,

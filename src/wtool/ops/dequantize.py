@@ -36,13 +36,6 @@ class Dequantize:
             tensor, row = one.dense().renamed(one.key), self.dtype or one.dtype
             dense[one.key] = tensor if row is f32 else tensor.map(Cast(f32, row))
         order = dict.fromkeys(part_of.get(key, key) for key in checkpoint.tensors)
-        return replace(
-            checkpoint,
-            tensors={key: dense.get(key) or checkpoint.tensors[key] for key in order},
-            sections=tuple(
-                replace(section, keys=tuple(dict.fromkeys(part_of.get(key, key) for key in section.keys)))
-                for section in checkpoint.sections
-            ),
-            structure=None,
-            history=(*checkpoint.history, self),
-        )
+        tensors = {key: dense.get(key) or checkpoint.tensors[key] for key in order}
+        made = checkpoint.regrouped(tensors, {part: (key,) for part, key in part_of.items()})
+        return replace(made, structure=None, history=(*checkpoint.history, self))

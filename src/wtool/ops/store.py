@@ -51,15 +51,8 @@ class Store:
         tensors = {part.key: part for key, tensor in checkpoint.tensors.items() for part in new.get(key, [tensor])}
         if not new:
             return replace(checkpoint, history=(*checkpoint.history, self))
-        sections = tuple(
-            replace(
-                section,
-                keys=tuple(part for key in section.keys for part in ([p.key for p in new[key]] if key in new else [key])),
-            )
-            for section in checkpoint.sections
-        )
-        history = (*checkpoint.history, self)
-        changed = replace(checkpoint, tensors=tensors, sections=sections, history=history)
+        changed = checkpoint.regrouped(tensors, {key: [part.key for part in parts] for key, parts in new.items()})
+        changed = replace(changed, history=(*checkpoint.history, self))
         if self.layout not in TORCH:
             return replace(changed, structure=None)
         coalesced = True if self.layout == "torch-coo" else None
