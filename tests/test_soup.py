@@ -427,6 +427,18 @@ def test_bits_are_those_of_the_mean_of_what_was_accepted(
     assert load_file("gt.safetensors")["w"].tobytes() == load_file(names[0])["w"].tobytes()
 
 
+def test_the_recipe_of_a_soup_of_one_is_replayed(bench: Path, capsys: Captured) -> None:
+    code, out, err = answer(capsys, *GREEDY, "--min-delta", "100", "--json")
+    assert code == 0 and json.loads(out)["greedy"]["soup"]["paths"] == ["c.safetensors"], err
+    Path("report.json").write_text(out)
+    for recipe in ("report.json", "out.safetensors"):
+        code, out, err = answer(capsys, "average", "--recipe", recipe, "-o", "again.safetensors", "--force")
+        assert code == 0 and out.startswith("1 input -> again.safetensors"), err
+        assert load_file("again.safetensors")["w"].tolist() == [7.0]
+    code, out, err = answer(capsys, "average", "c.safetensors", "-o", "again.safetensors", "--force")
+    assert code == 2 and "nothing to average" in err
+
+
 def test_nothing_is_evaluated_twice(bench: Path, capsys: Captured) -> None:
     assert answer(capsys, *GREEDY)[0] == 0
     first = Path("out.safetensors").read_bytes()

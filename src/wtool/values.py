@@ -52,7 +52,7 @@ _rooms = _Rooms()
 # One thread computes while others read and write. Calls of numpy on a cache's worth take few microseconds, and a thread that
 # finds Python's lock taken between two of them sleeps for longer: two that computed at once would take as long as one, and
 # twice its time of both cores.
-_turn = threading.Lock()
+TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Values:
     def _made(self, start: int, parts: list[Array]) -> Array:
         if self.function is None:
             return parts[0]
-        with _turn:
+        with TURN:
             return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
 
 

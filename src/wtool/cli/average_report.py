@@ -79,7 +79,8 @@ def average_report(
         blocks.append(table)
     blocks += [Note(f"{work.picked[number].path} lies far from the others", "warning") for number in outliers]
     verb = "would become" if done is None else "->"
-    return Report(SCHEMA, f"{len(work.picked)} inputs {verb} {plan.target}: {plan.format}", data, tuple(blocks))
+    many = "1 input" if len(work.picked) == 1 else f"{len(work.picked)} inputs"
+    return Report(SCHEMA, f"{many} {verb} {plan.target}: {plan.format}", data, tuple(blocks))
 
 
 def _read(work: Work, found: Averaged) -> int:
