@@ -92,8 +92,8 @@ SHARED = {
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
     | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups", "biased", "lanes", "e8m0", "e2m1", "within"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
-    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared"},
-    "layouts": {"reading", "codecs", "floats", "compressed_found", "columns", "telling", "grains", "plain_found"},
+    "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared", "leave"},
+    "layouts": {"reading", "codecs", "floats", "compressed_found", "experts", "columns", "telling", "grains", "plain_found"},
     "analysis": {
         "parallel",
         "plain",

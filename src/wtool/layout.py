@@ -5,6 +5,7 @@ A layout is one object of the family `layouts`, which keeps these promises:
 - `settle` fills in what a scheme leaves open, and refuses what the layout cannot say. `refuses` says of one tensor why not.
 - `parts` answers from headers alone with the tensors that one weight becomes; values are read when they are written. What
   must be known of all values before (`wants`) a first pass gathers.
+- A layout whose runtimes know no stacks of experts may have `split`: key of a stack -> the matrices in it, as views.
 - `config` tells what runtimes want to read beside the tensors.
 - `find` recognises its own among the tensors of a checkpoint, whoever wrote them, by keys, dtypes and shapes; it reads no
   more than a few small tensors. What it finds can be had as one dense tensor, exactly as the layout's runtime computes it.
@@ -159,7 +160,7 @@ class Layout(Protocol):
         ...
 
     def config(self, chosen: Mapping[str, Scheme], kept: Sequence[str]) -> dict[str, Any]:
-        """What is merged into config.json: of the quantized tensors the schemes, and keys of all other 2-D weights."""
+        """What is merged into config.json: the schemes of quantized tensors, and keys of all others of 2 or 3 axes."""
         ...
 
     def metadata(self, chosen: Mapping[str, Scheme]) -> dict[str, str]:

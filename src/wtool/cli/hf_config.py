@@ -251,5 +251,11 @@ def fewer_experts(config: Mapping[str, Any], before: int, after: int) -> dict[st
     return found
 
 
+def expert_counts(config: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """How many experts a layer has, as far as the config says."""
+    parts = [config or {}, *(part for part in (config or {}).values() if isinstance(part, dict))]
+    return tuple(sorted({part[name] for part in parts for name in _EXPERTS if _number(part, name) and part[name] > 1}))
+
+
 def _number(part: Mapping[str, Any], name: str) -> bool:
     return type(part.get(name)) is int

@@ -145,16 +145,19 @@ class Quantizing:
 
     def choose(self, *, keep_odd: bool = False, dry_run: bool = False) -> None:
         """Say of every tensor what becomes of it; look at values where that is needed."""
+        from wtool.cli.unstacking import unstacked
         from wtool.layout import CASTS
         from wtool.layouts.codecs import as_f32
         from wtool.ops.quantize import Fate, Rules, allowed, fates
 
         ruled = tuple(map(self._ruled, self.asked.scheme_for))
+        experts = hf_config.expert_counts(self.config)
+        rules = [Rules(one, ruled, self.asked.only, self.asked.skip, experts) for one in self.schemes_asked]
+        self.part = unstacked(self.part, rules, self.layout)
         main = self.part.main_section()
         here = {key: self.part[key] for key in main.keys}
-        found = fates(here, Rules(self.schemes_asked[0], ruled, self.asked.only, self.asked.skip), self.layout)
+        found = fates(here, rules[0], self.layout)
         if self.asked.scheme is None:
-            rules = [Rules(one, ruled, self.asked.only, self.asked.skip) for one in self.schemes_asked]
             self.allowed = allowed(here, rules, self.layout)
             first = {key: schemes[0] for key, schemes in self.allowed.items() if schemes}
             found = [Fate(fate.key, first.get(fate.key), "" if fate.key in first else fate.why) for fate in found]
@@ -174,7 +177,7 @@ class Quantizing:
 
     def _look(self, tensors: Mapping[str, LazyTensor], wanted: set[str], keep_odd: bool) -> None:
         from wtool.analysis.seen import seen
-        from wtool.ops.quantize import Fate, fused_sets
+        from wtool.ops.quantize import Fate, agreed, fused_sets
 
         odd: set[str] | None = set() if keep_odd else None
         with self.console.progress("looking", sum(tensor.nbytes for tensor in tensors.values())) as advance:
@@ -182,7 +185,9 @@ class Quantizing:
                 self.seen = seen(tensors, self.jobs, advance, odd=odd)
             except NotFiniteError as error:
                 raise error.at(self.src) from None
-        self.fates = [Fate(one.key, None, "holds NaN or an infinity") if one.key in (odd or ()) else one for one in self.fates]
+        if odd:
+            kept = (Fate(one.key, None, "holds NaN or an infinity") if one.key in odd else one for one in self.fates)
+            self.fates = agreed(list(kept))
         for group in fused_sets([key for key in tensors if key in wanted], experts=False):
             largest = max(self.seen[key].largest for key in group)
             for key in group:
@@ -222,7 +227,7 @@ class Quantizing:
             strict=strict,
         )
         if plan.folder is not None and self.config is not None:
-            kept = [fate.key for fate in self.fates if fate.key not in coded and len(self.part[fate.key].shape) == 2]
+            kept = [one.key for one in self.fates if one.key not in coded and len(self.part[one.key].shape) in (2, 3)]
             plain = {name: value for name, value in self.config.items() if name not in QUANTIZATION}
             config = plain | self.layout.config(coded, kept)
             self.beside, self.left_out = hf_config.files_beside(self.src, config, self.dst)

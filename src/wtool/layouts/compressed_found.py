@@ -1,4 +1,4 @@
-"""What compressed-tensors wrote, by keys, dtypes and shapes: its own configuration is not needed."""
+"""What compressed-tensors wrote, by keys, dtypes and shapes; its configuration is asked only of rows too short to tell."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ F8 = ("f8_e4m3", "f8_e5m2")
 _GRAINS: dict[str, Any] = {"tensor": "tensor", "row": "channel", "block": "block"}
 
 
-def find(layout: str, tensors: Mapping[str, LazyTensor]) -> list[Quantized]:
+def find(layout: str, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None = None) -> list[Quantized]:
     """In the order of the tensors. CorruptError where parts do not belong together."""
-    return list(_found(layout, tensors))
+    return list(_found(layout, tensors, _widths(config)))
 
 
-def _found(layout: str, tensors: Mapping[str, LazyTensor]) -> Iterator[Quantized]:
+def _widths(config: Mapping[str, Any] | None) -> frozenset[int]:
+    """How many bits codes have, as far as the configuration says."""
+    told = (config or {}).get("quantization_config")
+    groups = told.get("config_groups") if isinstance(told, dict) else None
+    every = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    return frozenset(one["num_bits"] for one in every if isinstance(one, dict) and type(one.get("num_bits")) is int)
+
+
+def _found(layout: str, tensors: Mapping[str, LazyTensor], widths: frozenset[int]) -> Iterator[Quantized]:
     for key, tensor in tensors.items():
         stem = key.removesuffix("_packed")
         scale = tensors.get(f"{stem}_scale")
@@ -40,7 +48,7 @@ def _found(layout: str, tensors: Mapping[str, LazyTensor]) -> Iterator[Quantized
         packed, row = stem != key, tensor.dtype.name
         zero, shape, whole = (tensors.get(f"{stem}_{name}") for name in ("zero_point", "shape", "global_scale"))
         if packed and row == "i32" and shape is not None:
-            yield _packed_ints(layout, stem, tensor, scale, shape, zero, more)
+            yield _packed_ints(layout, stem, tensor, scale, shape, zero, more, widths)
         elif packed and row == "u8" and scale.dtype.name == "f8_e4m3" and whole is not None:
             yield _nvfp4(layout, stem, tensor, scale, whole, more)
         elif packed and row == "u8" and scale.dtype.name == "u8":
@@ -95,15 +103,23 @@ def _packed_ints(
     shape: LazyTensor,
     zero: LazyTensor | None,
     more: Sequence[LazyTensor],
+    widths: frozenset[int],
 ) -> Quantized:
     if shape.elements != 2 or shape.dtype.kind != "int":
         raise damaged(key, f"its shape is {shape.dtype} {list(shape.shape)}")
     size = tuple(int(length) for length in shape.array().reshape(-1))
     if len(scale.shape) != 2 or min(*size, *scale.shape) < 1 or not scale.dtype.floating:
         raise damaged(key, f"its shape is {list(size)}, that of its scales {scale.dtype} {list(scale.shape)}")
-    bits = next((b for b in range(2, 9) if packed.shape == (size[0], -(-size[1] * b // 32))), None)
-    if bits is None or size[1] % scale.shape[1]:
+    fitting = [b for b in range(2, 9) if packed.shape == (size[0], -(-size[1] * b // 32))]
+    if zero is not None:
+        fitting = [b for b in fitting if zero.shape == (-(-size[0] * b // 32), scale.shape[1])] or fitting
+    if len(fitting) > 1:
+        fitting = [b for b in fitting if b in widths] or fitting
+    if not fitting or size[1] % scale.shape[1]:
         raise damaged(key, f"{list(packed.shape)} are no codes of {list(size)}")
+    if len(fitting) > 1:
+        raise damaged(key, f"its codes may have {' or '.join(map(str, fitting))} bits, and no config.json tells")
+    bits = fitting[0]
     group = None if scale.shape[1] == 1 else size[1] // scale.shape[1]
     parts = [packed, scale, *([] if zero is None else [zero])]
     codec = PackedInts(Affine(bits, group, zero is None, scale.dtype))

@@ -11,6 +11,7 @@ Source: compressed-tensors 0.20 (compressors/, quantization/quant_scheme.py, con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from wtool.errors import UsageError
 from wtool.kernels.affine import Affine
 from wtool.kernels.minifloat import Float8, Grain, MxFloat4, NvFloat4
 from wtool.layout import Quantized, Scheme, Seen, Wanted
-from wtool.layouts import compressed_found
+from wtool.layouts import compressed_found, experts
 from wtool.layouts.codecs import PackedInts, as_f32, weight_dtype
 from wtool.layouts.floats import Floats, MxFloats, NvFloats
 from wtool.quantized import LONGEST, Encoding
@@ -64,9 +65,14 @@ class CompressedTensors:
             return "its key does not end in .weight"
         if len(tensor.shape) != 2:
             return f"of {len(tensor.shape)} axes"
+        if scheme.name in _BITS and columns < 32:
+            return "rows shorter than 32"  # how many bits a code has would not show
         if isinstance(scheme.group, int) and columns % scheme.group:
             return f"rows of {columns:,} are no groups of {scheme.group}"
         return f"rows longer than {LONGEST:,}" if columns > LONGEST else None
+
+    def split(self, tensors: Mapping[str, LazyTensor]) -> dict[str, list[LazyTensor]]:
+        return experts.split(tensors)
 
     def parts(self, tensor: LazyTensor, scheme: Scheme, seen: Seen | None) -> list[LazyTensor]:
         row, key = weight_dtype(tensor.dtype), tensor.key
@@ -114,7 +120,7 @@ class CompressedTensors:
             "quantization_config": {
                 "config_groups": groups,
                 "format": formats[schemes[0]] if len(set(formats.values())) == 1 else "mixed-precision",
-                "ignore": _modules(kept),
+                "ignore": _ignored(kept),
                 "quant_method": "compressed-tensors",
                 "quantization_status": "compressed",
             }
@@ -126,7 +132,7 @@ class CompressedTensors:
     def find(
         self, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, metadata: Mapping[str, str]
     ) -> list[Quantized]:
-        return compressed_found.find(self.name, tensors)
+        return compressed_found.find(self.name, tensors, config)
 
 
 def _constant(key: str, name: str, values: Any) -> LazyTensor:
@@ -137,6 +143,18 @@ def _constant(key: str, name: str, values: Any) -> LazyTensor:
 
 def _modules(keys: Iterable[str]) -> list[str]:
     return [key.removesuffix(".weight") for key in keys]
+
+
+def _ignored(keys: Iterable[str]) -> list[str]:
+    """Modules that are not quantized. Of a stack of experts the matrices that runtimes make of it."""
+    found = []
+    for key in keys:
+        module, _, stack = key.removesuffix(".weight").rpartition(".")
+        if module.endswith("experts"):
+            found.append(f"re:{re.escape(module)}[.].*")
+        elif key.endswith(".weight"):
+            found.append(f"{module}.{stack}" if module else stack)
+    return list(dict.fromkeys(found))
 
 
 def _format(scheme: Scheme) -> str:

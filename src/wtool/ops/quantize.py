@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, replace
 from wtool.checkpoint import Checkpoint
 from wtool.dtypes import dtype
 from wtool.errors import KeyClashError, UsageError
-from wtool.keys import SEPARATORS, matcher
+from wtool.keys import matcher
 from wtool.layout import CASTS, Layout, Scheme, Seen
-from wtool.ops.spared import no_weights, spared, words
+from wtool.ops.leave import Surroundings, left
+from wtool.ops.spared import no_weights
 from wtool.tensor import LazyTensor
 
-SMALL = 4096  # weights of a tensor that is not worth its scales
-_HEADS = frozenset(["lm_head", "head", "embed_out", "output", "logits", "classifier", "score", "output_layer"])
-_ROUTERS = frozenset(["gate", "router", "gate_inp", "shared_expert_gate", "wg"])
-_CONVOLUTIONS = ("conv", "patch_embed", "patch_embedding", "downsample")
+_ANY_WAY = ("plain", "gguf")  # layouts that say nothing of what rows are
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +31,15 @@ class Fate:
 class Rules:
     """What was asked for: a scheme for all, other ones for keys that match (the first glob counts), and what stays.
 
-    `skip` adds to what is skipped by default; with `only`, the tensors that match, whatever they are.
+    `skip` adds to what is skipped by default; with `only`, the tensors that match, whatever they are. `experts`: how many a
+    layer has, as far as somebody says so.
     """
 
     scheme: Scheme
     schemes: tuple[tuple[str, Scheme | None], ...] = ()
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    experts: tuple[int, ...] = ()
 
 
 def fates(checkpoint: Mapping[str, LazyTensor], rules: Rules, layout: Layout) -> list[Fate]:
@@ -49,7 +49,8 @@ def fates(checkpoint: Mapping[str, LazyTensor], rules: Rules, layout: Layout) ->
     quantized. UsageError for a glob that no key matches.
     """
     _check(checkpoint, rules)
-    found = {key: _fate(key, tensor, rules, layout) for key, tensor in checkpoint.items()}
+    around = Surroundings.of(checkpoint, rules.experts)
+    found = {key: _fate(key, tensor, rules, layout, around) for key, tensor in checkpoint.items()}
     _tie(checkpoint, found)
     _fuse(found)
     return list(found.values())
@@ -61,7 +62,8 @@ def allowed(checkpoint: Mapping[str, LazyTensor], rules: Sequence[Rules], layout
         _check(checkpoint, one)
     found: dict[str, list[Scheme]] = {key: [] for key in checkpoint}
     for one in rules:
-        fate_of = {key: _fate(key, tensor, one, layout) for key, tensor in checkpoint.items()}
+        around = Surroundings.of(checkpoint, one.experts)
+        fate_of = {key: _fate(key, tensor, one, layout, around) for key, tensor in checkpoint.items()}
         _tie(checkpoint, fate_of)
         for key, fate in fate_of.items():
             if fate.scheme is not None and fate.scheme not in found[key]:
@@ -75,7 +77,7 @@ def _check(checkpoint: Mapping[str, LazyTensor], rules: Rules) -> None:
             raise UsageError(f"no key matches '{glob}'", hint="`wtool inspect --flat` lists the keys")
 
 
-def _fate(key: str, tensor: LazyTensor, rules: Rules, layout: Layout) -> Fate:
+def _fate(key: str, tensor: LazyTensor, rules: Rules, layout: Layout, around: Surroundings) -> Fate:
     named = next((one for one in rules.schemes if matcher((one[0],))(key)), None)
     asked = named is not None or (bool(rules.only) and matcher(rules.only)(key))
     scheme = named[1] if named is not None else rules.scheme
@@ -85,37 +87,18 @@ def _fate(key: str, tensor: LazyTensor, rules: Rules, layout: Layout) -> Fate:
     elif not why and rules.only and not asked:
         why = "not of --only"
     elif not why and not asked:
-        why = _spared(key, tensor)
+        why = left(key, tensor, around)
     if not why and scheme is None:
         why = "--scheme-for"
     if not why and scheme is not None and scheme.name not in CASTS:
         why = _shapeless(tensor) or layout.refuses(scheme, tensor) or ""
+        if not why and key in around.turned and layout.name not in _ANY_WAY:
+            why = "of a Conv1D, [in, out]"
     return Fate(key, None if why else scheme, why)
 
 
 def _shapeless(tensor: LazyTensor) -> str:
     return "of fewer than two axes" if len(tensor.shape) < 2 else ""
-
-
-def _spared(key: str, tensor: LazyTensor) -> str:
-    why = spared(key, tensor)
-    if why:
-        return why
-    parts = re.split(f"[{re.escape(SEPARATORS)}]", key)
-    module = parts[-2] if len(parts) > 1 else ""
-    if len(tensor.shape) < 2:
-        return "of fewer than two axes"
-    if module in _HEADS or (module in ("weight", "") and parts[0] in _HEADS):
-        return "an output layer"
-    if module in _ROUTERS and tensor.shape[0] <= 1024:
-        return "a router"
-    if any(sign in module.lower() for sign in _CONVOLUTIONS) or len(tensor.shape) > 3:
-        return "a convolution"
-    if words(parts[-1]) & {"pos", "position", "token", "query"}:
-        return "learned positions or tokens"
-    if tensor.elements < SMALL:
-        return f"fewer than {SMALL:,} weights"
-    return ""
 
 
 def _tie(checkpoint: Mapping[str, LazyTensor], found: dict[str, Fate]) -> None:
@@ -136,14 +119,20 @@ def _tie(checkpoint: Mapping[str, LazyTensor], found: dict[str, Fate]) -> None:
 _FUSED = (
     re.compile(r"(.*\.)(?:q_proj|k_proj|v_proj|query|key|value|wq|wk|wv)(\.weight)"),
     re.compile(r"(.*\.)(?:gate_proj|up_proj|w1|w3)(\.weight)"),
+    re.compile(r"(.*\.)(?:q_a_proj|kv_a_proj_with_mqa|wq_a|wkv_a_with_mqa)(\.weight)"),
+    re.compile(r"(.*\.)(?:in_proj_qkv|in_proj_z)(\.weight)"),
+    re.compile(r"(.*\.)(?:in_proj_b|in_proj_a)(\.weight)"),
 )
 
 
-def fused_sets(keys: Sequence[str]) -> list[list[str]]:
-    """Keys that runtimes make one matrix of, and that must therefore be coded alike: q, k, v; gate, up; experts of a layer."""
+def fused_sets(keys: Sequence[str], *, experts: bool = True) -> list[list[str]]:
+    """Keys that runtimes make one matrix of, and that must therefore be coded alike: q, k, v; gate, up.
+
+    Those of all experts of a layer together; without `experts`, of each by itself: they may differ in their scales.
+    """
     groups: dict[tuple[int, str], list[str]] = {}
     for key in keys:
-        name = re.sub(r"(experts?\.)\d+\.", r"\1*.", key)
+        name = re.sub(r"(experts?\.)\d+\.", r"\1*.", key) if experts else key
         for number, rule in enumerate(_FUSED):
             if match := rule.fullmatch(name):
                 groups.setdefault((number, match[1]), []).append(key)
@@ -167,6 +156,13 @@ def _fuse(found: dict[str, Fate]) -> None:
             raise UsageError(
                 f"what runtimes fuse must be of one scheme: {names}", hint="--scheme-for that matches all of them"
             )
+
+
+def agreed(found: Sequence[Fate]) -> list[Fate]:
+    """The fates after some became others: what is fused with one that stays, stays."""
+    fate_of = {fate.key: fate for fate in found}
+    _fuse(fate_of)
+    return list(fate_of.values())
 
 
 @dataclass(frozen=True)
