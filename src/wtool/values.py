@@ -49,10 +49,6 @@ class _Rooms(threading.local):
 
 
 _rooms = _Rooms()
-# One thread computes while others read and write. Calls of numpy on a cache's worth take few microseconds, and a thread that
-# finds Python's lock taken between two of them sleeps for longer: two that computed at once would take as long as one, and
-# twice its time of both cores.
-TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,8 +111,7 @@ class Values:
     def _made(self, start: int, parts: list[Array]) -> Array:
         if self.function is None:
             return parts[0]
-        with TURN:
-            return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
+        return self.function(start, *parts) if getattr(self.function, "placed", False) else self.function(*parts)
 
 
 def together(tensors: Sequence[LazyTensor], nbytes: int = BLOCK, stripe: int = STRIPE) -> Iterator[tuple[int, list[Array]]]:

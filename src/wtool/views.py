@@ -15,7 +15,6 @@ from wtool.boxes import Box, Shape, c_strides
 from wtool.bytesource import MemoryBytes
 from wtool.errors import DtypeError, UnsupportedError
 from wtool.tensor import LazyTensor, TensorSpec
-from wtool.values import TURN as TURN
 from wtool.values import Values as Values
 from wtool.values import computed as computed
 from wtool.values import filled as filled

@@ -14,7 +14,7 @@ from wtool.errors import NotFiniteError
 from wtool.kernels.combine import PIECE, blame, real, wide
 from wtool.kernels.squares import product as dot
 from wtool.tensor import LazyTensor
-from wtool.views import TURN, together
+from wtool.views import together
 
 Progress = Callable[[int], None]
 Gram = tuple[tuple[float, ...], ...]
@@ -78,7 +78,7 @@ def _gram(one: Asked, progress: Progress | None) -> Gram:
     for _, blocks in together(tensors, max(_BLOCKS // len(tensors), 1 << 16), _STRIPE):
         parts = [block.view(row.numpy()) for block, row in zip(blocks, rows, strict=True)]
         products = np.zeros((many, many))
-        with TURN, np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             for start in range(0, len(parts[0]), step):
                 pieces = [
                     wide(part[start : start + step], row, _SLOT + place)
