@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from wtool.dtypes import DType, dtype
 from wtool.kernels.buffers import CHUNK, scratch
 from wtool.kernels.cast import route
+from wtool.kernels.squares import product
 
 Array = NDArray[Any]
 
 _F64, _F32, _BF16 = map(dtype, ("f64", "f32", "bf16"))
 _LOW = np.uint32(0xFFF)  # bits of an f32 that are zero wherever it lies half way between two of any narrower dtype
-_BELOW, _HALF, _NONE = np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0)  # of bf16: exactly half of a last place
+_HALF, _NONE = np.uint16(0x8000), np.uint32(0)  # of bf16: exactly half of a last place
 _FEW = 64  # of more than one in so many, all are looked at
 
 
@@ -38,11 +39,16 @@ def narrow(values: Array, out: Array, target: DType) -> None:
             exact = values[first : first + CHUNK]
             single, low, half = scratch("f4", len(exact), 20), scratch("u4", len(exact), 21), scratch("?", len(exact), 22)
             np.copyto(single, exact, casting="same_kind")
-            np.bitwise_and(single.view(np.uint32), _BELOW if target is _BF16 else _LOW, out=low)
-            np.equal(low, _HALF if target is _BF16 else _NONE, out=half)
+            if target is _BF16:
+                below = scratch("u2", len(exact), 25)
+                np.copyto(below, single.view(np.uint32), casting="unsafe")  # the lower half
+                np.equal(below, _HALF, out=half)
+            else:
+                np.bitwise_and(single.view(np.uint32), _LOW, out=low)
+                np.equal(low, _NONE, out=half)
             piece = out[first : first + CHUNK]
             count = np.count_nonzero(half)
-            plain = target is _BF16 and not np.isnan(np.dot(single, single))
+            plain = target is _BF16 and not np.isnan(product(single, single))
             if plain and count <= len(exact) // _FEW:
                 _upper(single, exact, np.flatnonzero(half) if count else None, piece)
                 continue
@@ -69,7 +75,7 @@ def _upper(single: Array, exact: Array, ties: Array | None, out: Array) -> None:
     if ties is not None:
         seen, meant = np.abs(single[ties]), np.abs(exact[ties])
         up = (meant > seen) | ((meant == seen) & (bits[ties] >> np.uint32(16) & np.uint32(1) == 1))
-    np.add(bits, _HALF, out=bits)
+    np.add(bits, np.uint32(_HALF), out=bits)
     np.right_shift(bits, np.uint32(16), out=bits)
     np.copyto(code, bits, casting="unsafe")
     if ties is not None:
