@@ -42,7 +42,7 @@ WIDE, INNER = 2048, 5504
 
 
 def make(folder: Path, gb: float, name: str, count: int) -> list[Path]:
-    """Inputs that lie near one another, each a folder that mergekit takes, too."""
+    """Inputs of independent normal values, each a folder that mergekit takes, too."""
     row = dtype(name)
     layer = 4 * WIDE * WIDE + 3 * WIDE * INNER + 2 * WIDE
     layers = max(round((gb * 1e9 / row.itemsize - 64000 * WIDE) / layer), 1)
