@@ -108,7 +108,7 @@ class CompressedTensors:
         formats = {scheme: _format(scheme) for scheme in schemes}
         groups = {
             f"group_{number}": {
-                "targets": ["Linear"] if len(schemes) == 1 else _modules(key for key, one in chosen.items() if one == scheme),
+                "targets": ["Linear"] if len(schemes) == 1 else _targets(key for key, one in chosen.items() if one == scheme),
                 "weights": _weights(scheme),
                 "input_activations": None,
                 "output_activations": None,
@@ -141,8 +141,11 @@ def _constant(key: str, name: str, values: Any) -> LazyTensor:
     return LazyTensor.contiguous(key, row, values.shape, MemoryBytes(values.tobytes(), key), 0)
 
 
-def _modules(keys: Iterable[str]) -> list[str]:
-    return [key.removesuffix(".weight") for key in keys]
+def _targets(keys: Iterable[str]) -> list[str]:
+    """Modules by their names. transformers knows the group of the experts by a pattern that says so."""
+    modules = [key.removesuffix(".weight") for key in keys]
+    alone = all(".experts." in module for module in modules)
+    return [f"re:^{re.escape(module)}$" for module in modules] if alone else modules
 
 
 def _ignored(keys: Iterable[str]) -> list[str]:
