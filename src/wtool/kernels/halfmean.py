@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wtool.dtypes import DType, dtype
-from wtool.kernels.buffers import CHUNK, scratch
+from wtool.kernels.buffers import scratch
 from wtool.kernels.rounding import narrow
 from wtool.kernels.squares import product
 
@@ -35,6 +35,7 @@ _SCALE = 2.0**112  # between an f16 and the f32 that has its bits where an f32 h
 _LARGEST = {_F16: 0x7C00, _BF16: (127 + 50) << 7}  # codes below which squares have a sum in f32
 _LEAST = {_F16: 1, _BF16: (127 - 40) << 7}  # and from which on what vanishes of them does not matter
 _MANY = 16  # of more than one value in so many f64 is as well asked for all
+_PIECE = 1 << 17  # elements worked on at a time: with fewer, threads wait for one another more often
 _ROOM = 1 << 19  # elements of all inputs together
 MOST = 64  # inputs
 
@@ -55,7 +56,7 @@ def mean(row: DType, blocks: Sequence[Array], out: Array, squares: list[float] |
     good to about 1e-6 of themselves, and the distances to 1e-7 of the norm of the mean.
     """
     size, norm = len(out), 0.0
-    step = min(CHUNK, _ROOM // len(blocks)) & -2
+    step = min(_PIECE, _ROOM // len(blocks)) & -2
     if any(not block.view(np.uint16)[: size & -2].view(np.uint32).flags.aligned for block in (*blocks, out)):
         return 0.0, [slice(0, size)]
     left, wide = [], []
