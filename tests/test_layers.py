@@ -16,7 +16,7 @@ ROOTS = [
     ["tensor"],
     ["values", "quantized"],
     ["checkpoint", "plan", "views", "sparse"],
-    ["adapter", "layout", "stage"],
+    ["adapter", "layout", "stage", "workers"],
     ["slots"],
     ["write"],
     ["api"],

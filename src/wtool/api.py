@@ -33,6 +33,7 @@ from wtool.tensor import LazyTensor
 
 if TYPE_CHECKING:
     from wtool.bytesource import ByteSource
+    from wtool.workers import Collector
     from wtool.write import Progress, Written
 
 TIED_POLICIES = ("keep-one", "duplicate", "error")
@@ -207,10 +208,12 @@ def save(
     progress: Progress | None = None,
     executor: Any = None,
     beside: Mapping[str, ByteSource] | None = None,
+    collectors: Sequence[Collector] | None = None,
 ) -> SaveReport:
     """Carry a plan out: write beside the target, bring it to the disk, put it in place. Until then the target is untouched.
 
     `beside`: what else belongs into the folder that is the target, by name: it appears, and is replaced, with the rest.
+    `collectors`: all that learns while values are computed; if they are given, processes may share the work (see write.run).
     """
     # Threads, logging and randomness: 10 ms that opening a checkpoint does not need.
     from wtool.stage import Stage
@@ -225,7 +228,16 @@ def save(
     with Stage(paths, sizes, folder=plan.folder, force=plan.force) as stage:
         for number, source in enumerate(more.values(), len(plan.paths)):
             stage.fill(number, source)
-        written = run(plan.plan, plan.sink, stage, jobs=count, memory=memory, progress=progress, executor=executor)
+        written = run(
+            plan.plan,
+            plan.sink,
+            stage,
+            jobs=count,
+            memory=memory,
+            progress=progress,
+            executor=executor,
+            collectors=collectors,
+        )
         overflow, underflow = _tallied(written, "overflow"), _tallied(written, "underflow")
         losses = list(plan.losses)
         if overflow:

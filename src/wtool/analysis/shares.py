@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,22 @@ class Shares:
                 squares[1].append(after)
 
         return add
+
+    def learned(self) -> Any:
+        """All counts and sums, for another process."""
+        return self.kept, self._alive, self._squares
+
+    def learn(self, learned: Any) -> None:
+        """Take in the counts and sums of another process, of the same tensors."""
+        kept, alive, squares = learned
+        with self._lock:
+            for key, count in kept.items():
+                self.kept[key] += count
+            for key, rows in alive.items():
+                self._alive[key] |= rows
+            for key, (before, after) in squares.items():
+                self._squares[key][0].extend(before)
+                self._squares[key][1].extend(after)
 
     def dead(self, key: str) -> int | None:
         """How many rows are dead; None of a tensor of fewer than two axes, or empty."""

@@ -31,6 +31,18 @@ class Spread:
             for number, value in zip(numbers, squares, strict=True):
                 self.squares[number].append(value)
 
+    def learned(self) -> tuple[list[list[float]], list[float]]:
+        """All sums, for another process."""
+        return self.squares, self.outcome
+
+    def learn(self, learned: tuple[list[list[float]], list[float]]) -> None:
+        """Take in the sums of another process."""
+        squares, outcome = learned
+        with self._lock:
+            self.outcome += outcome
+            for own, more in zip(self.squares, squares, strict=True):
+                own += more
+
     @property
     def distances(self) -> list[float | None]:
         """L2, relative to the norm of the outcome, over what was combined; absolute where that norm is 0. To five digits.

@@ -139,7 +139,7 @@ def average(
         from wtool.api import save
 
         with console.progress("averaging", sum(job.nbytes for job in plan.plan.jobs)) as advance:
-            done = save(plan, jobs=count, memory=bound, progress=advance)
+            done = save(plan, jobs=count, memory=bound, progress=advance, collectors=[spread])
     for line in work.lost(plan.losses if done is None else done.losses, dry_run):
         console.note(line)
     shown = average_report(work, found, plan, done, spread if done else None, jobs=count, memory=bound, verbose=verbose)

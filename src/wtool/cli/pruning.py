@@ -204,9 +204,10 @@ class Work:
         if not self.dry_run:
             if bits is not None:  # first: the output may take the place of the source
                 with self.console.progress("writing the masks", sum(job.nbytes for job in bits.plan.jobs)) as advance:
-                    save(bits, jobs=self.jobs, memory=self.memory, progress=advance)
+                    save(bits, jobs=self.jobs, memory=self.memory, progress=advance, collectors=())
+            learns = [] if shares is None or self.store is not None else [shares]
             with self.console.progress("writing", sum(job.nbytes for job in plan.plan.jobs)) as advance:
-                done = save(plan, jobs=self.jobs, memory=self.memory, progress=advance, beside=self.beside)
+                done = save(plan, jobs=self.jobs, memory=self.memory, progress=advance, beside=self.beside, collectors=learns)
         losses = plan.losses if done is None else done.losses
         for note in (*plan.notes, *lost(losses, future=self.dry_run)):
             self.console.note(note)
