@@ -90,7 +90,8 @@ SHARED = {
     }
     | {"snappy", "sstable", "safetensors_header", "gguf_header", "gguf_values", "shards", "strangers"},
     "kernels": {"buffers", "tables", "halves", "signs", "moments", "cast", "difference", "combine", "agree", "rounding"}
-    | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups", "biased", "lanes", "e8m0", "e2m1", "within"}
+    | {"trim", "masks", "energy", "squares", "halfmean", "affine", "packing", "clip", "groups", "biased", "lanes"}
+    | {"e8m0", "e2m1", "within"}
     | {"ggml", "ggml_grids", "ggml_search", "ggml_k", "ggml_iq", "ggml_encode_k"},
     "ops": {"select", "rename", "cast", "linear", "map", "policy", "wrappers", "ties", "coo", "packed", "spared", "leave"},
     "layouts": {"reading", "codecs", "floats", "compressed_found", "experts", "columns", "telling", "grains", "plain_found"},
