@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """diffusers as the judge, in a process of its own: `judge_diffusers.py FOLDER` prints what it makes of the cases there.
 
 FOLDER/cases.json: name -> {kind (unet, ema, vae, text, open, xl), config, original: a safetensors file, made: wtool's folder}.
@@ -7,10 +8,15 @@ diff and scale: of the outputs of the two models}; and for a case of config alon
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+# These diffusers do not know the torchao that is installed: they must not find it.
+_find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.startswith("torchao") else _find(name, package)
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -485,7 +485,7 @@ def test_every_fixture_survives(case: Path, tmp_path: Path) -> None:
     if case.name == "version_1":
         pytest.importorskip("tensorflow")
     before = open_checkpoint(case / source, section="all")
-    if case.name == "narrow":
+    if case.name == "narrow" or any(tensor.dtype.block for tensor in before.values()):
         with pytest.raises(DtypeError):
             save_checkpoint(before, tmp_path / "out.pth")
         return

@@ -24,7 +24,10 @@ from wtool.analysis.spread import Spread
 from wtool.errors import NotFiniteError, WriteError
 
 Captured = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.skipif(not workers.available(), reason="only Linux forks")
+pytestmark = [
+    pytest.mark.skipif(not workers.available(), reason="only Linux forks"),
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),  # JAX's, if other tests have imported it
+]
 
 
 @pytest.fixture
