@@ -231,3 +231,44 @@ def test_what_is_left_can_be_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rows["wte.weight"]["bits"] == 16 and rows["n"]["bits"] == 64
     there = open_checkpoint("o.safetensors")
     assert there["wte.weight"].dtype.name == "bf16" and there["n"].dtype.name == "i64"
+
+
+def test_codes_are_no_weights(folder: Path, capsys: Captured) -> None:
+    """What would work on codes and scales as if they were weights refuses, or says so."""
+    good(capsys, "quantize", folder, "q", "--scheme", "int4")
+    good(capsys, "quantize", folder, "q.gguf", "--scheme", "q4_0")
+    for argv in (
+        ["prune", "q", "o.safetensors", "--sparsity", "0.5"],
+        ["prune", "q.gguf", "o.safetensors", "--sparsity", "0.5"],
+        ["average", "q", "q", "-o", "o.safetensors"],
+        ["convert", "q", "o.safetensors", "--dtype", "f32"],
+    ):
+        said = bad(capsys, *argv)
+        assert said["code"] == "quantized" and said["path"].startswith("q") and "--dequantize" in said["hint"], argv
+        assert not Path("o.safetensors").exists()
+    code, _, err = answer(capsys, "convert", "q", "copy/")
+    assert code == 0 and "parts are copied, without its config.json; --dequantize" in err
+    code, _, err = answer(capsys, "diff", folder, "q")
+    assert code == 1 and "q is stored quantized (compressed-tensors int4:g128, 14 tensors)" in err
+    assert "--dtype f32" in bad(capsys, "average", "q.gguf", "q.gguf", "-o", "o.gguf")["hint"]
+    good(capsys, "convert", "q.gguf", "o.safetensors", "--dtype", "f32")  # a cast of blocks decodes them
+    good(capsys, "average", "q.gguf", "q.gguf", "-o", "mean.safetensors", "--dtype", "f32")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e30, 1e-25, 1e-38])
+def test_errors_of_very_large_and_small_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, size: float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = (random(0, 64, 128).astype("f8") * size).astype("f4")
+    write(tmp_path / "m.safetensors", {"a.weight": values})
+    (row,) = good(capsys, "quantize", "m.safetensors", "o.safetensors", "--scheme", "int8")["tensors"]
+    good(capsys, "convert", "o.safetensors", "back.safetensors", "--dequantize")
+    expected = error_of(values, arrays("back.safetensors")["a.weight"])
+    assert row["sqnr"] == pytest.approx(expected["sqnr"], rel=2e-4) and row["sqnr"] < 60
+
+
+def test_nothing_to_quantize_says_why(folder: Path, capsys: Captured) -> None:
+    said = bad(capsys, "quantize", folder, "o", "--scheme", "int4", "--skip", "**_proj.weight")
+    assert said["code"] == "no-tensors" and "--skip (14)" in said["message"]

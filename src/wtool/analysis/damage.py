@@ -18,6 +18,7 @@ from wtool.values import together
 Array = NDArray[Any]
 
 _ROW = 1 << 13  # of one dot product: of more than 10,000 OpenBLAS starts threads of its own
+_LEAST = 1e-20  # a sum of squares in f32 may have lost some of its terms below that
 _PIECE = 32 * SLAB  # elements that one thread is given
 
 
@@ -122,9 +123,12 @@ def _beyond(x: Array, rows: int, low: Array, high: Array) -> int:
 def _of(x: Array, y: Array, clipped: int | None) -> Damage:
     error = np.subtract(x, y, out=y if y.flags.writeable else None)
     energy = noise = 0.0
-    for start in range(0, len(x), _ROW):
-        part, wrong = x[start : start + _ROW], error[start : start + _ROW]
-        energy += float(np.dot(part, part))
-        noise += float(np.dot(wrong, wrong))
+    with np.errstate(all="ignore"):
+        for start in range(0, len(x), _ROW):
+            part, wrong = x[start : start + _ROW], error[start : start + _ROW]
+            energy += float(np.dot(part, part))
+            noise += float(np.dot(wrong, wrong))
     worst = max(float(error.max(initial=0)), -float(error.min(initial=0)))
+    if not np.isfinite(energy + noise) or energy < _LEAST or (worst and noise < _LEAST):
+        energy, noise = (float(np.square(one, dtype=np.float64).sum()) for one in (x, error))
     return Damage(len(x), energy, noise, worst, clipped)

@@ -11,6 +11,7 @@ from wtool.cli import average_options as given
 from wtool.cli import options, soup
 from wtool.cli.average_recipe import KEY, Part, Recipe, check_same, read_recipe
 from wtool.cli.console import Console, report_kind, write_report
+from wtool.cli.dequantizing import refuse_quantized
 from wtool.cli.inputs import Choice, Input, chosen
 from wtool.errors import UsageError
 from wtool.sizes import parse_size
@@ -186,6 +187,9 @@ class Work:
         self.base: Checkpoint | None = None
         if asked.base is not None:
             self.base = open_checkpoint(asked.base.path, section=asked.section)
+        for path, one in zip(self.names, self.inputs, strict=True):
+            if not any(tensor.dtype.block for tensor in one.values()):  # which --dtype decodes
+                refuse_quantized(one, path, "codes are no weights to average")
         self.told: dict[str, str] = {}  # more for the metadata of the outcome
 
     def part(self, numbers: Sequence[int], output: str) -> Work:

@@ -95,7 +95,7 @@ def convert(
     """
     from wtool.api import plan_save, save
     from wtool.cli.convert_report import convert_report
-    from wtool.cli.dequantizing import files_of_dense
+    from wtool.cli.dequantizing import files_of_dense, stored
     from wtool.cli.mapping import Choice
 
     kind = options.output_kind(json, format)
@@ -132,6 +132,9 @@ def convert(
         losses=mapping.losses(resolved, named),
     )
     _warn(console, after, plan)
+    if not dequantize and plan.format != "gguf" and (said := stored(chosen.part, src)) is not None:
+        lost = ", without its config.json" if plan.folder is not None else ""
+        console.note(f"is stored quantized ({said}): its parts are copied{lost}; --dequantize makes plain numbers")
     beside = files_of_dense(src, dst) if dequantize and plan.folder is not None else {}
     renamed = sum(old != new for old, new in zip(chosen.part, named, strict=True))
     done = None
@@ -188,7 +191,7 @@ def _prepare(
 ) -> tuple[_Opened, Checkpoint, Checkpoint, tuple[Resolved, ...]]:
     """What was opened; the same (in the same order) with the names that were asked for; mapped and cast; how it was mapped."""
     from wtool.api import open_checkpoint
-    from wtool.cli.dequantizing import plain_numbers
+    from wtool.cli.dequantizing import plain_numbers, refuse_quantized
     from wtool.dtypes import dtype as named
     from wtool.formats import registry
     from wtool.keys import parse_rename
@@ -205,6 +208,8 @@ def _prepare(
     if dequantize:
         whole = plain_numbers(whole, src, dtype)
     part = Convert(include=tuple(include or ()), exclude=tuple(exclude or ()))(whole.section(section))
+    if row is not None and not any(tensor.dtype.block for tensor in part.values()):  # which a cast decodes
+        refuse_quantized(part, src, "--dtype would cast its scales, and codes only where they are floats")
     # TensorFlow's suffix means something to TensorFlow only; a recipe that reads it takes it off itself.
     short = whole.source.format == "tensorflow" and target.name != "tensorflow" and not mapping
     plain = Convert(short_keys=short, strip_prefix=strip_prefix or "", renames=renames)(part)

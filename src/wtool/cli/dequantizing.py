@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wtool.cli import hf_config
-from wtool.errors import NoTensorsError, WtoolError
+from wtool.errors import NoTensorsError, QuantizedError, WtoolError
 
 if TYPE_CHECKING:
     from wtool.bytesource import ByteSource
@@ -38,6 +38,30 @@ def dequantized(
         return checkpoint, found
     dense = Dequantize(found, None if dtype is None else named(dtype))(checkpoint)
     return replace(dense, metadata={name: text for name, text in dense.metadata.items() if name != KEY}), found
+
+
+def stored(checkpoint: Checkpoint, src: str) -> str | None:
+    """What is stored quantized, in a few words; None if nothing is, as far as wtool knows."""
+    from wtool.layout import looks_quantized
+    from wtool.layouts import registry
+
+    if not looks_quantized(checkpoint.tensors):
+        return None
+    try:
+        found = list(registry.find(checkpoint.tensors, hf_config.read(src), checkpoint.metadata).values())
+    except WtoolError:
+        return None
+    if not found:
+        return None
+    return f"{found[0].layout} {found[0].scheme}, {len(found):,} {'tensor' if len(found) == 1 else 'tensors'}"
+
+
+def refuse_quantized(checkpoint: Checkpoint, src: str, would: str) -> None:
+    """QuantizedError if codes and scales would be taken for weights; `would` says what would be done to them."""
+    said = stored(checkpoint, src)
+    if said is not None:
+        hint = "`wtool convert --dequantize` makes plain numbers first; --exclude leaves such tensors out"
+        raise QuantizedError(f"is stored quantized ({said}): {would}", path=src, hint=hint)
 
 
 def plain_numbers(checkpoint: Checkpoint, src: str, dtype: str | None) -> Checkpoint:

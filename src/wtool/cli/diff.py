@@ -9,6 +9,7 @@ import typer
 
 from wtool.cli import options
 from wtool.cli.console import Console, report_kind, write_report
+from wtool.cli.dequantizing import stored
 from wtool.cli.diff_sides import Preparing
 from wtool.errors import MismatchError, UsageError
 
@@ -108,6 +109,9 @@ def diff(
         set_ or [],
     )
     one, two = preparing(a, b, console)
+    for path, side in ((a, one), (b, two)):
+        if (said := stored(side, path)) is not None:
+            console.note(f"{path} is stored quantized ({said}): parts are compared; `wtool convert --dequantize` gives values")
     with console.progress("comparing", 0 if structure else one.nbytes) as advance:
         found = compare(
             one, two, values=not structure, rtol=rtol, atol=atol, jobs=options.worker_count(jobs), progress=advance

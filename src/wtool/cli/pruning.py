@@ -11,6 +11,7 @@ import typer
 
 from wtool.cli import options, storing
 from wtool.cli.console import Console, report_kind, write_report
+from wtool.cli.dequantizing import refuse_quantized
 from wtool.errors import NotFiniteError, UsageError
 from wtool.keys import short_key
 from wtool.sizes import parse_size
@@ -66,6 +67,7 @@ class Work:
         self.jobs = options.worker_count(jobs)
         self.whole = storing.dense(open_checkpoint(src, section="all"), console)
         self.part = self._short(self.whole.section(section))
+        refuse_quantized(self.part, src, "its codes and scales are no weights to prune")
         self.dropped: dict[str, Any] = {}  # what was left out of it
         self.beside: dict[str, ByteSource] = {}  # what else goes into the folder that is written
         for warning in self.part.warnings:

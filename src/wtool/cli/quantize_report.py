@@ -165,7 +165,7 @@ def _facts(data: Mapping[str, Any]) -> Facts:
         (
             "would quantize" if dry else "quantized",
             f"{totals['tensors']:,} of {len(data['tensors']):,} tensors, {totals['elements']:,} of "
-            f"{totals['all_elements']:,} weights, {totals['bits_quantized'] or 0:.4g} bits each with scales",
+            f"{totals['all_elements']:,} weights, {totals['bits_quantized'] or 0:.4g} bits each, scales and all",
         ),
         (
             "would write" if dry else "wrote",
@@ -178,7 +178,8 @@ def _facts(data: Mapping[str, Any]) -> Facts:
     if data["beside"]:
         rows.append(("beside", ", ".join(data["beside"])))
     if data["measured"]:
-        rows.append(("SQNR", f"{_db(totals)}, relative error {totals['rel_error'] or 0:.4g}, of all that was quantized"))
+        said = "exact" if not totals["rel_error"] else f"{_db(totals)}, relative error {totals['rel_error']:.4g}"
+        rows.append(("SQNR", f"{said}, of all that was quantized"))
     if data["tied"]:
         rows.append(("tied", f"{len(data['tied']):,} {'group' if len(data['tied']) == 1 else 'groups'}"))
     if not dry:

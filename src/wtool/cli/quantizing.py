@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from json import dumps
@@ -165,7 +166,9 @@ class Quantizing:
         self.fates = [*found, *others]
         chosen = {fate.key: fate.scheme for fate in found if fate.scheme is not None and fate.scheme.name not in CASTS}
         if not any(fate.scheme for fate in found):
-            raise NoTensorsError("no tensor is to be quantized", path=self.src, hint="-n says why; --only names keys")
+            whys = Counter(fate.why for fate in found)
+            said = ", ".join(f"{why} ({count:,})" for why, count in whys.most_common(4)) or "there are none"
+            raise NoTensorsError(f"no tensor is to be quantized: {said}", path=self.src, hint="--only GLOB names keys")
         wanted = {key for key, one in chosen.items() if any(map(self.layout.wants, self.allowed.get(key) or [one]))}
         look = {key: as_f32(self.part[key]) for key in chosen if key in wanted or keep_odd}
         if dry_run:
