@@ -146,7 +146,8 @@ def computed(
     first = tensors[0]
     odd = next((tensor for tensor in tensors if not tensor.dtype.itemsize), None)
     if odd is not None:
-        raise UnsupportedError(f"'{odd.key}' is {odd.dtype}, packed: it cannot be computed with")
+        hint = "--dtype f32 (or bf16, f16) decodes blocks" if odd.dtype.block else None
+        raise UnsupportedError(f"'{odd.key}' is {odd.dtype}, packed: it cannot be computed with", hint=hint)
     return LazyTensor.contiguous(key, dtype or first.dtype, first.shape, Values(tuple(tensors), function, dtype), 0)
 
 
