@@ -118,7 +118,7 @@ def main() -> None:
             )
         row(
             f"--fit, {name}, written",
-            [*quantize, home, folder, "--bits", "7", "--rest", "bf16", "--no-measure"],
+            [*quantize, home, folder, "--bits", "12", "--rest", "bf16", "--no-measure"],
             source,
             folder,
             2,
