@@ -252,6 +252,8 @@ def test_codes_are_no_weights(folder: Path, capsys: Captured) -> None:
     assert code == 1 and "q is stored quantized (compressed-tensors int4:g128, 14 tensors)" in err
     assert "--dtype f32" in bad(capsys, "average", "q.gguf", "q.gguf", "-o", "o.gguf")["hint"]
     good(capsys, "convert", "q.gguf", "o.safetensors", "--dtype", "f32")  # a cast of blocks decodes them
+    spared = ["--exclude", "**.weight_*"]
+    assert good(capsys, "prune", "q", "rest.safetensors", "--sparsity", "0.5", *spared, "--include", "lm_head.weight")["zeros"]
     good(capsys, "average", "q.gguf", "q.gguf", "-o", "mean.safetensors", "--dtype", "f32")
 
 
@@ -272,3 +274,12 @@ def test_errors_of_very_large_and_small_weights(
 def test_nothing_to_quantize_says_why(folder: Path, capsys: Captured) -> None:
     said = bad(capsys, "quantize", folder, "o", "--scheme", "int4", "--skip", "**_proj.weight")
     assert said["code"] == "no-tensors" and "--skip (14)" in said["message"]
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "bnb", "gptq", "mlx"])
+def test_a_cast_is_no_quantization(folder: Path, capsys: Captured, layout: str) -> None:
+    """config.json and the metadata say nothing of it, and it may be quantized afterwards."""
+    good(capsys, "quantize", folder, "half", "--scheme", "f16", "--layout", layout)
+    assert json.loads(Path("half/config.json").read_text()) == CONFIG
+    assert "wtool.quantized" not in open_checkpoint("half").metadata
+    good(capsys, "quantize", "half", "out", "--scheme", "int8")

@@ -111,10 +111,8 @@ def forked(
             reading, writing = os.pipe()
             sys.stdout.flush()
             sys.stderr.flush()
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # threads may be there: one shows progress, and is not needed
+            with warnings.catch_warnings():  # threads may be there: one shows progress, and a child does not need it
+                warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if not pid:
                 _child(writing, items, share, make, collectors, progress is not None)
@@ -127,7 +125,7 @@ def forked(
             for index in own:
                 answers[index] = work(items[index])
         except BaseException as error:
-            errors.insert(0, error) if not stop.is_set() else errors.append(error)
+            errors.insert(len(errors) if stop.is_set() else 0, error)  # if another failed before, that is the one to tell
             stop.set()
         if not stop.is_set():
             for _, thread in children:

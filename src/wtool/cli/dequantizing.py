@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ def dequantized(
     return replace(dense, metadata={name: text for name, text in dense.metadata.items() if name != KEY}), found
 
 
-def stored(checkpoint: Checkpoint, src: str) -> str | None:
-    """What is stored quantized, in a few words; None if nothing is, as far as wtool knows."""
+def stored(checkpoint: Checkpoint, src: str, keys: Container[str] | None = None) -> str | None:
+    """What (of these keys) is stored quantized, in a few words; None if nothing is, as far as wtool knows."""
     from wtool.layout import looks_quantized
     from wtool.layouts import registry
 
@@ -51,14 +51,15 @@ def stored(checkpoint: Checkpoint, src: str) -> str | None:
         found = list(registry.find(checkpoint.tensors, hf_config.read(src), checkpoint.metadata).values())
     except WtoolError:
         return None
+    found = [one for one in found if keys is None or any(part in keys for part in one.parts)]
     if not found:
         return None
     return f"{found[0].layout} {found[0].scheme}, {len(found):,} {'tensor' if len(found) == 1 else 'tensors'}"
 
 
-def refuse_quantized(checkpoint: Checkpoint, src: str, would: str) -> None:
-    """QuantizedError if codes and scales would be taken for weights; `would` says what would be done to them."""
-    said = stored(checkpoint, src)
+def refuse_quantized(checkpoint: Checkpoint, src: str, would: str, keys: Container[str] | None = None) -> None:
+    """QuantizedError if codes and scales (of these keys) would be taken for weights; `would` says what would be done."""
+    said = stored(checkpoint, src, keys)
     if said is not None:
         hint = "`wtool convert --dequantize` makes plain numbers first; --exclude leaves such tensors out"
         raise QuantizedError(f"is stored quantized ({said}): {would}", path=src, hint=hint)

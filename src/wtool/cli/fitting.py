@@ -56,9 +56,9 @@ def fit(work: Quantizing, lay_out: Callable[[], SavePlan]) -> None:
 
 
 def _kept(work: Quantizing, key: str) -> int:
-    tensor = work.part[key]
-    half = work.asked.rest is not None and tensor.dtype.floating and tensor.dtype.bits > 16
-    return 2 * tensor.elements if half else tensor.nbytes
+    from wtool.ops.quantize import Quantize
+
+    return Quantize(work.layout, {}, rest=work.asked.rest).became(work.part[key])[0].nbytes
 
 
 def _budget(work: Quantizing) -> int:

@@ -67,7 +67,6 @@ class Work:
         self.jobs = options.worker_count(jobs)
         self.whole = storing.dense(open_checkpoint(src, section="all"), console)
         self.part = self._short(self.whole.section(section))
-        refuse_quantized(self.part, src, "its codes and scales are no weights to prune")
         self.dropped: dict[str, Any] = {}  # what was left out of it
         self.beside: dict[str, ByteSource] = {}  # what else goes into the folder that is written
         for warning in self.part.warnings:
@@ -105,13 +104,15 @@ class Work:
         return not self.dry_run or self.store is not None
 
     def fates(self, include: Sequence[str], exclude: Sequence[str]) -> list[Fate]:
-        """What is pruned. Of several sections only the model's."""
+        """What is pruned. Of several sections only the model's. QuantizedError if codes or scales were among it."""
+        from wtool.keys import matcher
         from wtool.ops.prune import Fate, fates
 
         main = self.part.main_section()
-        if set(main.keys) == set(self.part):
-            return fates(self.part, include, exclude)
         found = {fate.key: fate for fate in fates({key: self.part[key] for key in main.keys}, include, exclude)}
+        wanted, unwanted = matcher(include or ("**",)), matcher(exclude)
+        asked = {key for key in found if wanted(key) and not unwanted(key)}
+        refuse_quantized(self.part, self.src, "its codes and scales are no weights to prune", asked)
         other = f"not of section {main.name}"
         return [found.get(key) or Fate(key, False, other) for key in self.part]
 

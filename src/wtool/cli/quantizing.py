@@ -215,7 +215,7 @@ class Quantizing:
         coded = {key: scheme for key, scheme in self.schemes.items() if scheme.name not in CASTS}
         made = Quantize(self.layout, self.schemes, self.seen, self.asked.rest)(self.part)
         told: dict[str, str] = {}
-        if self.target.capabilities.metadata:
+        if self.target.capabilities.metadata and coded:
             short = {name: sum(str(one) == name for one in coded.values()) for name in dict.fromkeys(map(str, coded.values()))}
             told = {KEY: dumps({"layout": self.layout.name, "schemes": short}, separators=(",", ":"))}
             told |= self.layout.metadata(coded)
@@ -232,7 +232,7 @@ class Quantizing:
         if plan.folder is not None and self.config is not None:
             kept = [one.key for one in self.fates if one.key not in coded and len(self.part[one.key].shape) in (2, 3)]
             plain = {name: value for name, value in self.config.items() if name not in QUANTIZATION}
-            config = plain | self.layout.config(coded, kept)
+            config = plain | (self.layout.config(coded, kept) if coded else {})  # a cast is no quantization
             self.beside, self.left_out = hf_config.files_beside(self.src, config, self.dst)
         return plan
 
@@ -256,7 +256,6 @@ class Quantizing:
         there, config = opened(plan.target, "all")
         found = registry.find(there.tensors, config, there.metadata)
         pairs = {}
-        aliases = {key: group[0] for group in plan.tied for key in group}
         for key, scheme in self.schemes.items():
             if scheme.name in CASTS:
                 one = there.get(key)
@@ -265,8 +264,6 @@ class Quantizing:
                 stored = found.get(key)
                 dense = None if stored is None else stored.dense()
             if dense is None or dense.shape != self.part[key].shape:
-                if key in aliases:
-                    continue
                 raise QuantizedError(f"'{key}' does not come back from what was written", path=plan.target)
             pairs[key] = (as_f32(self.part[key]), dense)
         with self.console.progress("measuring", sum(one.nbytes for one, _ in pairs.values())) as advance:

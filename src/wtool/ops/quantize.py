@@ -179,26 +179,22 @@ class Quantize:
     rest: str | None = None
 
     def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
-        made: dict[object, list[LazyTensor]] = {}
+        once: dict[object, list[LazyTensor]] = {}
         tensors: dict[str, LazyTensor] = {}
         becomes: dict[str, list[str]] = {}
         for key, tensor in checkpoint.tensors.items():
             new = self.became(tensor)
             if new[0].key != key or len(new) > 1:
-                same = made.setdefault(tensor.identity or key, new)  # one encoding, so that it is computed once
+                same = once.setdefault(tensor.identity or key, new)  # one encoding, so that it is computed once
                 new = [part.renamed(own.key) for part, own in zip(same, new, strict=True)]
             for part in new:
                 if part.key in tensors or (part.key != key and part.key in checkpoint.tensors):
                     raise KeyClashError(f"'{part.key}', a part of '{key}', is a tensor already", path=checkpoint.source.path)
                 tensors[part.key] = part
             becomes[key] = [part.key for part in new]
-        sections = tuple(
-            replace(section, keys=tuple(part for key in section.keys for part in becomes[key]))
-            for section in checkpoint.sections
-        )
-        history = (*checkpoint.history, self)
         structure = checkpoint.structure if all(keys == [key] for key, keys in becomes.items()) else None
-        return replace(checkpoint, tensors=tensors, sections=sections, structure=structure, history=history)
+        made = checkpoint.regrouped(tensors, becomes)
+        return replace(made, structure=structure, history=(*checkpoint.history, self))
 
     def became(self, tensor: LazyTensor) -> list[LazyTensor]:
         """The tensors that one of the checkpoint becomes."""
